@@ -1,0 +1,1 @@
+"""What several packages must agree on: actions, settings, gates, halting, errors, files, manifests."""

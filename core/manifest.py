@@ -1,0 +1,86 @@
+"""A published model: a folder `<store>/<name>/<version>/` with a manifest that digests every file.
+
+    manifest.json   this module's ModelManifest
+    model.onnx      hrm: one segment; ppo: the whole policy (docs/architecture.md, "Model files")
+    golden.npz      inputs and the outputs the exporting framework computed for them
+
+The folder appears in one rename: readers see a whole version or none.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from core.errors import ModelError
+from core.files import sha256_hex
+from core.halting import HaltingRule
+from core.observation import ObservationSchema
+
+MANIFEST = "manifest.json"
+NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+
+
+class FileDigest(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    bytes: int = Field(ge=0)
+
+
+class ModelManifest(BaseModel):
+    """What a model is, what it was trained on and what its files must hash to."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = 1
+    name: str = Field(pattern=NAME_PATTERN)
+    version: str = Field(pattern=NAME_PATTERN)
+    algorithm: Literal["hrm", "ppo"]
+    preset: str | None = Field(default=None, description="the HRM preset; None for a PPO")
+    parameters: int = Field(ge=0)
+    observation: ObservationSchema
+    halting: HaltingRule | None = Field(default=None, description="None: one pass decides")
+    carry: dict[str, tuple[int, int]] = Field(
+        default_factory=dict, description="z_H and z_L: (tokens, width) of one row; empty for one pass"
+    )
+    quantity_max: float = Field(gt=0, description="largest quantity the model may answer, units")
+    files: dict[str, FileDigest]
+    metrics: dict[str, float] = Field(default_factory=dict)
+    dataset_digest: str
+    git_commit: str | None = None
+    created_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
+
+
+def publish(store: Path, files: Mapping[str, bytes], **fields: object) -> ModelManifest:
+    """Write a new version into the store in one rename and return its manifest.
+
+    `fields` are ModelManifest's, without `files`. Raises ModelError if the version exists already, and
+    OSError (nothing left behind) if the disk refuses.
+    """
+    digests = {name: FileDigest(sha256=sha256_hex(data), bytes=len(data)) for name, data in files.items()}
+    manifest = ModelManifest.model_validate({**fields, "files": digests})
+    target = store / manifest.name / manifest.version
+    if target.exists():
+        raise ModelError(
+            f"{target} exists already; a published version never changes, choose another version",
+            code="version_exists",
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=".publishing-"))
+    try:
+        for name, data in files.items():
+            (temporary / name).write_bytes(data)
+        (temporary / MANIFEST).write_text(manifest.model_dump_json(indent=2))
+        temporary.chmod(0o755)
+        temporary.rename(target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return manifest

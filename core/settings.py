@@ -1,0 +1,355 @@
+"""Settings: types, bounds and units of `config/settings.yaml`, which holds the values.
+
+Order of precedence: environment (`HRM_SECTION__KEY`), the preset, the file. A function takes its own section;
+there is no module-level instance. Every problem of a file is reported at once (seed 3.2.2).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from core.errors import ConfigError
+from core.gates import Limit
+from core.halting import HaltingRule
+
+DEFAULT_FILE = Path(__file__).resolve().parent.parent / "config" / "settings.yaml"
+ENV_PREFIX = "HRM_"
+NOT_SETTINGS = {"HRM_SETTINGS", "HRM_ROOT", "HRM_API_TOKEN"}
+
+Ratio = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Paths(Section):
+    state_dir: Path
+
+
+class Observation(Section):
+    window: int = Field(ge=2, le=4096)
+    patch: Count
+
+    @model_validator(mode="after")
+    def _patches_fill_the_window(self) -> Observation:
+        if self.window % self.patch:
+            raise ValueError(f"patch ({self.patch}) must divide window ({self.window})")
+        return self
+
+
+class Architecture(Section):
+    hidden_dim: Count
+    h_module_dim: Count
+    l_module_dim: Count
+    embedding_dim: Count
+    num_heads: Count
+    h_layers: Count
+    l_layers: Count
+    expansion: Positive
+    positions: Literal["rotary", "learned"]
+
+    @model_validator(mode="after")
+    def _heads_divide_widths(self) -> Architecture:
+        for name in ("h_module_dim", "l_module_dim"):
+            width = getattr(self, name)
+            if width % (2 * self.num_heads):
+                raise ValueError(
+                    f"{name} ({width}) must be a multiple of 2 * num_heads = {2 * self.num_heads}"
+                )
+        return self
+
+
+class Hierarchical(Section):
+    N_cycles: Count
+    T_timesteps: Count
+    convergence_threshold: Positive
+    reset_mechanism: Literal["soft", "hard", "learned"]
+
+
+class Act(Section):
+    enabled: bool
+    max_segments: int = Field(ge=1, le=64)
+    min_segments: int = Field(ge=1, le=64)
+    exploration: Ratio
+    q_learning_lr: Positive
+    reward_shaping: bool
+    halting: Literal["q_learning", "single_head"]
+
+    @model_validator(mode="after")
+    def _maximum_covers_minimum(self) -> Act:
+        if self.max_segments < self.min_segments:
+            raise ValueError(f"max_segments {self.max_segments} must be >= min_segments {self.min_segments}")
+        return self
+
+
+class ComplexityDetection(Section):
+    volatility_window: int = Field(ge=2)
+    trend_strength_window: int = Field(ge=2)
+    momentum_window: int = Field(ge=2)
+    complexity_threshold: Ratio
+
+
+class HierarchicalReasoningModelSettings(Section):
+    architecture: Architecture
+    hierarchical: Hierarchical
+    act: Act
+    complexity_detection: ComplexityDetection
+
+    @property
+    def halting_rule(self) -> HaltingRule:
+        """With ACT disabled every decision takes exactly `min_segments`."""
+        act = self.act
+        return HaltingRule(
+            max_segments=act.max_segments if act.enabled else act.min_segments,
+            min_segments=act.min_segments,
+            complexity_threshold=self.complexity_detection.complexity_threshold,
+            halting=act.halting,
+        )
+
+
+class DeepSupervision(Section):
+    enabled: bool
+    max_supervision_segments: Count
+    segment_loss_weight: Positive
+    gradient_approximation: Literal["one_step", "last_cycle", "full_bptt"]
+    memory_optimization: bool = Field(description="detach the carry between segments")
+
+
+class Performance(Section):
+    inference_timeout_ms: float = Field(ge=1)
+    memory_limit_gb: Positive
+    model_size_limit_mb: Positive
+    batch_size: Count
+    gradient_clip_norm: Positive
+
+
+class HrmTraining(Section):
+    learning_rate: Positive
+    weight_decay: float = Field(ge=0)
+    scheduler: Literal["cosine_annealing", "constant"]
+    warmup_steps: int = Field(ge=0)
+    max_epochs: Count
+    validation_frequency: Count
+    rows_per_epoch: Count
+    ema_decay: float = Field(ge=0, lt=1)
+    label_temperature: Positive
+
+
+class PpoTraining(Section):
+    learning_rate: Positive
+    total_timesteps: Count
+    n_envs: Count
+    n_steps: Count
+    batch_size: Count
+    n_epochs: Count
+    gamma: Ratio
+    gae_lambda: Ratio
+    clip_range: Ratio
+    ent_coef: float = Field(ge=0)
+    vf_coef: float = Field(ge=0)
+    max_grad_norm: Positive
+    hidden_dim: Count
+
+
+class TrainingParams(Section):
+    hrm: HrmTraining
+    ppo: PpoTraining
+
+
+class ModelManagement(Section):
+    hrm_model_path: Path
+    checkpoint_frequency: Count
+    best_model_metric: str
+    model_versioning: bool
+
+
+class SyntheticMarket(Section):
+    bars_per_session: int = Field(ge=2)
+    stay_probability: float = Field(gt=0.5, lt=1.0)
+    signal_phi: float = Field(ge=0.0, lt=1.0)
+    amplitude: float = Field(ge=0.0, le=1.0)
+    volatility_bps: Positive
+    garch_omega: Positive
+    garch_alpha: float = Field(ge=0.0, lt=1.0)
+    garch_beta: float = Field(ge=0.0, lt=1.0)
+    train_sessions: Count
+    validation_sessions: Count
+    test_sessions: Count
+    first_price: Positive
+
+    @model_validator(mode="after")
+    def _variance_is_stationary(self) -> SyntheticMarket:
+        if self.garch_alpha + self.garch_beta >= 1:
+            raise ValueError("garch_alpha + garch_beta must be below 1, or the variance explodes")
+        return self
+
+
+class Trading(Section):
+    cost_bps: float = Field(ge=0)
+    initial_capital: Positive
+    max_quantity: float = Field(ge=1)
+    target_volatility_bps: Positive
+
+
+class Gates(Section):
+    ppo_baseline_capture: tuple[Limit, ...]
+    hrm_training: tuple[Limit, ...]
+    parallel_validation: tuple[Limit, ...]
+    gradual_migration: tuple[Limit, ...]
+    full_deployment: tuple[Limit, ...]
+
+
+class Rollout(Section):
+    steps: tuple[Annotated[int, Field(ge=1, le=100)], ...] = Field(min_length=1)
+    salt: str = Field(min_length=1)
+    cool_down_s: float = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _steps_grow_to_100(self) -> Rollout:
+        if list(self.steps) != sorted(set(self.steps)) or self.steps[-1] != 100:
+            raise ValueError(f"steps {list(self.steps)} must grow strictly and end with 100")
+        return self
+
+
+class Triggers(Section):
+    window_s: Positive
+    min_samples: Count
+    error_ratio: Ratio
+    latency_ms: Positive
+    performance_drop: Ratio
+    performance_alpha: float = Field(gt=0, lt=0.5)
+    performance_batch: Count
+    memory_gb: Positive
+
+
+class Alerts(Section):
+    error_ratio: Ratio
+    latency_ms: Positive
+    memory_warning_gb: Positive
+    memory_mitigation_gb: Positive
+    performance_drop: Ratio
+
+
+class Serving(Section):
+    host: str
+    port: int = Field(ge=0, le=65535)
+    threads: Count
+    providers: tuple[str, ...] = Field(min_length=1)
+    max_body_kb: Count
+
+
+class Settings(Section):
+    preset: str
+    paths: Paths
+    observation: Observation
+    hierarchical_reasoning_model: HierarchicalReasoningModelSettings
+    deep_supervision: DeepSupervision
+    performance: Performance
+    training_params: TrainingParams
+    model_management: ModelManagement
+    synthetic_market: SyntheticMarket
+    trading: Trading
+    gates: Gates
+    rollout: Rollout
+    triggers: Triggers
+    alerts: Alerts
+    serving: Serving
+
+
+def load_settings(
+    path: Path | None = None,
+    *,
+    preset: str | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Settings:
+    """Read, override and check the settings. Raises ConfigError naming every problem at once.
+
+    Args:
+        path: the YAML file; by default `HRM_SETTINGS`, else the one shipped with the distribution.
+        preset: name under `presets`; by default the file's `preset`. `auto` means `default` where an
+            NVIDIA device is present and `compact` elsewhere.
+        environ: environment to take overrides from, by default `os.environ`.
+    """
+    environ = os.environ if environ is None else environ
+    file = path or Path(environ.get("HRM_SETTINGS", DEFAULT_FILE))
+    tree = _read(file)
+    presets = tree.pop("presets", {})
+    overrides, problems = _environment_overrides(environ, tree)
+    name = preset or overrides.pop("preset", None) or tree.get("preset", "auto")
+    if name == "auto":
+        name = "default" if Path("/dev/nvidiactl").exists() else "compact"
+    if not isinstance(presets, dict) or name not in presets:
+        known = ", ".join(presets) if isinstance(presets, dict) else "none"
+        problems.append(f"preset: unknown preset '{name}'; choose one of: {known}")
+    else:
+        tree = _merge(tree, presets[name] or {})
+    tree = _merge(tree, overrides) | {"preset": name}
+    try:
+        settings = Settings.model_validate(tree)
+    except ValidationError as error:
+        problems += [_in_words(detail) for detail in error.errors(include_url=False)]
+    if problems:
+        listing = "\n".join(f"  - {problem}" for problem in problems)
+        raise ConfigError(f"{file}: {len(problems)} problem(s), nothing was started:\n{listing}")
+    return settings
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{file}: no such settings file; unset HRM_SETTINGS for the shipped one") from None
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: not readable as YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{file}: must hold a mapping of sections, found {type(tree).__name__}")
+    return tree
+
+
+def _environment_overrides(
+    environ: Mapping[str, str], tree: dict[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """HRM_A__B=value as {"a": {"b": value}}; names match without regard to case, values are YAML."""
+    overrides: dict[str, Any] = {}
+    problems: list[str] = []
+    for variable, text in sorted(environ.items()):
+        if not variable.startswith(ENV_PREFIX) or variable in NOT_SETTINGS:
+            continue
+        node, known = overrides, tree
+        names = variable.removeprefix(ENV_PREFIX).split("__")
+        for depth, name in enumerate(names):
+            key = next((key for key in known if str(key).lower() == name.lower()), None)
+            if key is None:
+                problems.append(f"{variable}: no setting of that name (at '{name.lower()}')")
+                break
+            if depth == len(names) - 1:
+                node[key] = yaml.safe_load(text)
+            else:
+                node = node.setdefault(key, {})
+                known = known[key] if isinstance(known[key], dict) else {}
+    return overrides, problems
+
+
+def _merge(base: Any, override: Any) -> Any:
+    if not (isinstance(base, dict) and isinstance(override, dict)):
+        return override
+    merged = dict(base)
+    for key, value in override.items():
+        merged[key] = _merge(base[key], value) if key in base else value
+    return merged
+
+
+def _in_words(detail: Any) -> str:
+    place = ".".join(str(part) for part in detail["loc"])
+    message = detail["msg"].removeprefix("Value error, ")
+    given = "" if isinstance(detail["input"], dict) else f" (got {detail['input']!r})"
+    return f"{place}: {message}{given}"
