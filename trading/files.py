@@ -1,0 +1,90 @@
+"""Bars from CSV and parquet files, checked before anybody sees them (trading/quality.py has the rules).
+
+Columns, in any case: timestamp (the bar's start, with its zone), open, high, low, close, volume, and
+optionally signal. Other columns are ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import structlog
+
+from core.errors import DataError
+from trading.quality import PRICES, Problem, QualityReport, examine
+
+REQUIRED = ("timestamp", *PRICES, "volume")
+OPTIONAL = ("signal",)
+
+log = structlog.get_logger(__name__)
+
+
+def load_bars(path: Path, *, min_sessions: int = 1) -> pd.DataFrame:
+    """Bars of a `.csv` or `.parquet` file, see `validated`. Raises DataError naming file and remedy."""
+    return validated(_read(path), str(path), min_sessions=min_sessions)
+
+
+def check(path: Path) -> QualityReport:
+    """The quality of a file's bars. Raises DataError only if it cannot be read as a table of bars at all."""
+    return examine(_columns(_read(path), str(path)))[1]
+
+
+def validated(frame: pd.DataFrame, source: str, *, min_sessions: int = 1) -> pd.DataFrame:
+    """The usable sessions of `frame`, index 0..n-1: timestamp datetime64[ns, zone], all else float64.
+
+    Raises DataError listing every class of problem with its count and first place in `source`.
+    """
+    bars, report = examine(_columns(frame, source))
+    problems = list(report.problems)
+    sessions = report.sessions - len(report.dropped_sessions)
+    if not problems and sessions < min_sessions:
+        problems.append(
+            Problem("too_few_sessions", sessions, "the end", f"give at least {min_sessions} sessions")
+        )
+    if problems:
+        listing = "\n".join(f"  - {problem}" for problem in problems)
+        raise DataError(
+            f"{source}: {len(problems)} problem(s), nothing was used:\n{listing}", code="bad_bars"
+        )
+    if report.dropped_sessions:
+        log.warning("sessions_dropped", source=source, sessions=list(report.dropped_sessions))
+    return bars
+
+
+def _read(path: Path) -> pd.DataFrame:
+    readers: dict[str, Callable[[Path], pd.DataFrame]] = {".csv": pd.read_csv, ".parquet": pd.read_parquet}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise DataError(
+            f"{path}: unknown extension '{path.suffix}'; give a .csv or .parquet file", code="bad_file"
+        )
+    try:
+        frame = reader(path)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; check the path", code="no_such_file") from None
+    except (OSError, ValueError, pa.ArrowException) as error:
+        remedy = f"give a readable {path.suffix} table with the columns {', '.join(REQUIRED)}"
+        raise DataError(f"{path}: not readable ({error}); {remedy}", code="bad_file") from None
+    return frame if frame.index.name is None else frame.reset_index()
+
+
+def _columns(frame: pd.DataFrame, source: str) -> pd.DataFrame:
+    frame = frame.rename(columns=lambda name: str(name).strip().lower())
+    missing = [name for name in REQUIRED if name not in frame.columns]
+    if missing:
+        found = ", ".join(frame.columns) or "none"
+        raise DataError(
+            f"{source}: missing columns {', '.join(missing)} (found: {found}); add them", code="bad_file"
+        )
+    kept = frame[[name for name in frame.columns if name in REQUIRED + OPTIONAL]]
+    if kept.columns.has_duplicates:
+        twice = sorted(set(kept.columns[kept.columns.duplicated()]))
+        raise DataError(
+            f"{source}: columns {', '.join(twice)} occur twice; keep one of each", code="bad_file"
+        )
+    if kept.empty:
+        raise DataError(f"{source}: no rows below the header; give bars", code="bad_file")
+    return kept.reset_index(drop=True)
