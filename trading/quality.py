@@ -194,7 +194,7 @@ def _report(
         gaps=counts.get("gap", 0),
         duplicates=int((bars["timestamp"].duplicated() & bars["timestamp"].notna()).sum()),
         outliers=counts.get("outlier", 0),
-        weekend_sessions=_dates(days[days.dt.dayofweek >= 5]),
+        weekend_sessions=_dates(days[days.dt.day_of_week >= 5]),
         long_breaks=_dates(days[days.diff() > LONG_BREAK]),
         dropped_sessions=() if refused else _dates(pd.Series(day[defective].unique())),
         problems=tuple(problems),

@@ -1,0 +1,162 @@
+"""Bad bars are refused with every problem named; good bars come through unchanged."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core.errors import DataError
+from trading.files import check, load_bars, validated
+
+BARS = 20
+
+
+@pytest.fixture
+def bars(make_bars: Callable[..., pd.DataFrame]) -> pd.DataFrame:
+    return make_bars(5, BARS)
+
+
+def test_csv_and_parquet_give_the_same_bars(tmp_path: Path, bars: pd.DataFrame) -> None:
+    bars.to_csv(tmp_path / "bars.csv", index=False)
+    bars.set_index("timestamp").to_parquet(tmp_path / "bars.parquet")
+    from_csv, from_parquet = load_bars(tmp_path / "bars.csv"), load_bars(tmp_path / "bars.parquet")
+    assert (from_csv == from_parquet).all().all()
+    assert from_csv["timestamp"].dt.unit == from_parquet["timestamp"].dt.unit == "ns"
+    np.testing.assert_array_equal(from_parquet["close"], bars["close"])
+
+
+def test_column_names_match_in_any_case_and_only_known_ones_are_kept(bars: pd.DataFrame) -> None:
+    given_bars = bars.assign(signal=0.5, note="x").rename(columns=str.upper)
+    columns = ["timestamp", "open", "high", "low", "close", "volume", "signal"]
+    assert list(validated(given_bars, "memory").columns) == columns
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("absent.csv", None, "no such file"),
+        ("bars.txt", b"x", "unknown extension"),
+        ("empty.csv", b"", "not readable"),
+        ("broken.parquet", b"PAR1 not really", "not readable"),
+        ("binary.csv", b"\xff\xfe\x00\x80\x81", "not readable"),
+        ("ragged.csv", b"a,b\n1,2\n1,2,3\n", "not readable"),
+        ("columns.csv", b"timestamp,open\n2023-01-02T09:15+05:30,1\n", "missing columns high, low, close"),
+        ("header.csv", b"timestamp,open,high,low,close,volume\n", "no rows"),
+        ("twice.csv", b"timestamp,open,Open,high,low,close,volume\nx,1,1,1,1,1,1\n", "open occur twice"),
+    ],
+)
+def test_a_file_that_is_no_table_of_bars_is_refused(
+    tmp_path: Path, name: str, content: bytes | None, message: str
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message) as refused:
+        load_bars(tmp_path / name)
+    assert name in str(refused.value)
+
+
+def _set(column: str, value: object) -> Callable[[pd.DataFrame], pd.DataFrame]:
+    def spoil(bars: pd.DataFrame) -> pd.DataFrame:
+        bars = bars.astype({column: object})
+        bars.loc[7, column] = value
+        return bars
+
+    return spoil
+
+
+SPOILERS: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
+    "non_numeric": _set("close", "n/a?"),
+    "missing_value": _set("open", None),
+    "infinite_value": _set("volume", np.inf),
+    "non_positive_price": _set("low", 0.0),
+    "negative_volume": _set("volume", -1),
+    "inconsistent_bar": _set("high", 17000.0),
+    "unreadable_timestamp": lambda bars: _set("timestamp", "yesterday")(bars.astype({"timestamp": str})),
+    "naive_timestamp": lambda bars: bars.assign(timestamp=bars["timestamp"].dt.tz_localize(None)),
+    "mixed_time_zones": lambda bars: _set("timestamp", "2023-01-02T04:20:00Z")(
+        bars.astype({"timestamp": str})
+    ),
+    "duplicate_timestamp": lambda bars: pd.concat([bars[:8], bars[7:]]),
+    "unsorted_timestamp": lambda bars: pd.concat([bars[8:], bars[:8]]),
+    "missing_timestamp": lambda bars: bars.assign(timestamp=bars["timestamp"].where(bars.index != 7)),
+    "gap": lambda bars: bars.drop(index=7),
+    "outlier": lambda bars: bars.assign(high=bars["high"].where(bars.index != 7, 25000.0)),
+    "short_session": lambda bars: bars[:-5],
+    "not_intraday": lambda bars: bars[::BARS],
+}
+
+
+@pytest.mark.parametrize("code", SPOILERS)
+def test_each_class_of_bad_bar_is_named_with_place_and_remedy(code: str, bars: pd.DataFrame) -> None:
+    with pytest.raises(DataError, match=rf"{code}: \d+, first at row \d+.*; .{{10}}") as refused:
+        validated(SPOILERS[code](bars), "feed")
+    assert str(refused.value).startswith("feed: ")
+
+
+def test_every_class_of_problem_is_reported_at_once(bars: pd.DataFrame) -> None:
+    bars = bars.astype({"open": object, "volume": float})
+    bars.loc[3, "open"], bars.loc[4, "volume"], bars.loc[30, "volume"] = "x", -1.0, -2.0
+    with pytest.raises(DataError) as refused:
+        validated(bars.drop(index=50), "feed")
+    message = str(refused.value)
+    assert "non_numeric: 1, first at row 4" in message
+    assert "negative_volume: 2, first at row 5" in message
+    assert "gap: 1" in message
+
+
+@pytest.mark.parametrize("code", ["gap", "outlier", "short_session"])
+def test_a_rare_defective_session_is_dropped_whole_and_only_that_one(
+    code: str, make_bars: Callable[..., pd.DataFrame]
+) -> None:
+    bars = make_bars(50, BARS)
+    kept = validated(SPOILERS[code](bars), "feed")
+    dropped = 49 if code == "short_session" else 0
+    expected = bars[bars.index // BARS != dropped].reset_index(drop=True)
+    np.testing.assert_array_equal(kept["close"], expected["close"])
+    np.testing.assert_array_equal(kept["timestamp"], expected["timestamp"])
+
+
+def test_defective_sessions_above_two_percent_refuse_the_file(make_bars: Callable[..., pd.DataFrame]) -> None:
+    with pytest.raises(DataError, match="gap: 2"):
+        validated(make_bars(50, BARS).drop(index=[7, 27]), "feed")
+
+
+def test_too_few_sessions_are_refused(bars: pd.DataFrame) -> None:
+    with pytest.raises(DataError, match=r"too_few_sessions: 5.*at least 6"):
+        validated(bars, "feed", min_sessions=6)
+
+
+def test_the_report_describes_the_bars_and_is_json(
+    tmp_path: Path, make_bars: Callable[..., pd.DataFrame]
+) -> None:
+    bars = make_bars(60, BARS).drop(index=[7])
+    bars = bars[~bars["timestamp"].dt.month.eq(2)]
+    weekend = make_bars(1, BARS).assign(timestamp=lambda day: day["timestamp"] + pd.Timedelta(days=89))
+    pd.concat([bars, weekend]).sort_values("timestamp").to_parquet(tmp_path / "bars.parquet")
+    report = check(tmp_path / "bars.parquet")
+    assert report.interval_s == 300
+    assert report.gaps == 1
+    assert report.long_breaks == ("2023-03-01", "2023-04-01")
+    assert report.weekend_sessions == ("2023-04-01",)
+    assert sum(report.session_lengths.values()) == report.sessions
+    assert report.session_lengths[BARS - 1] == 1
+    assert json.loads(json.dumps(dataclasses.asdict(report)))["rows"] == report.rows
+
+
+@settings(max_examples=25, deadline=None)
+@given(row=st.integers(1, 5 * BARS - 2), column=st.sampled_from(["open", "high", "low", "close"]))
+def test_a_nan_anywhere_is_found_where_it_is(
+    row: int, column: str, make_bars: Callable[..., pd.DataFrame]
+) -> None:
+    bars = make_bars(5, BARS)
+    bars.loc[row, column] = np.nan
+    with pytest.raises(DataError, match=f"missing_value: 1, first at row {row + 1} "):
+        validated(bars, "feed")
