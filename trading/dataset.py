@@ -1,0 +1,171 @@
+"""From settings (and perhaps a file) to train, validation and test markets with labels, in time order.
+
+Labels are values in bps of holding a target position (docs/architecture.md, "Market"):
+    synthetic   the oracle's continuation values: exact
+    file        the return of holding the target for LABEL_HORIZON bars or to the session's end, less the exit
+                cost: unbiased for that plan, so that a model of its mean stays flat where nothing is to be earned
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from core.errors import DataError
+from core.observation import ObservationSchema
+from core.settings import Settings
+from trading import oracle, synthetic
+from trading.env import observe
+from trading.features import FeatureSettings, Floats, schema, sizing_log_quantity
+from trading.market import Bars, Ints, Market, prepare
+
+LABEL_HORIZON = 24  # bars
+MIN_SESSIONS = 60  # of a file: fewer cannot be split into train, validation and test
+TRAIN_SHARE, VALIDATION_SHARE = 0.7, 0.1
+WARM_UP_SESSIONS = 5  # simulated before each part, so that every session of it has history
+TARGETS = np.array([-1.0, 0.0, 1.0])
+
+
+@dataclass(frozen=True)
+class Dataset:
+    train: Market
+    validation: Market
+    test: Market
+    source: Literal["synthetic", "file"]
+    schema: ObservationSchema
+    cost_bps: float  # per unit of turnover
+    label_temperature_bps: float  # of softmax(values / temperature)
+    digest: str
+
+    @property
+    def optimum_known(self) -> bool:
+        return self.source == "synthetic"
+
+
+def build_dataset(settings: Settings, data: Path | None, seed: int) -> Dataset:
+    """Markets for one migration. Raises DataError if the file is unusable or too short."""
+    return _synthetic(settings, seed) if data is None else _from_file(settings, data)
+
+
+def _synthetic(settings: Settings, seed: int) -> Dataset:
+    law, cost = settings.synthetic_market, settings.trading.cost_bps
+    solution = oracle.solve(law, cost, cache=settings.paths.state_dir / "cache")
+    parts = []
+    for part, sessions in enumerate((law.train_sessions, law.validation_sessions, law.test_sessions)):
+        path = synthetic.simulate(law, sessions=sessions + WARM_UP_SESSIONS, seed=[seed, part])
+        market = prepare(path.bars, _features(settings, law.bars_per_session), window=settings.observation.window)
+        market = market.restricted_to(WARM_UP_SESSIONS, sessions + WARM_UP_SESSIONS - 1)
+        parts.append(market.with_values(solution.values(path)))
+    temperature = settings.training_params.hrm.label_temperature * cost
+    return _dataset(settings, parts, "synthetic", cost, temperature)
+
+
+def _from_file(settings: Settings, data: Path) -> Dataset:
+    from trading.files import load_market_bars
+
+    bars = load_market_bars(data)
+    session_length = int(np.bincount(np.bincount(bars.session)).argmax())
+    market = prepare(bars, _features(settings, session_length), window=settings.observation.window)
+    ids = market.sessions
+    if len(ids) < MIN_SESSIONS:
+        raise DataError(
+            f"{data}: {len(ids)} usable sessions, at least {MIN_SESSIONS} are needed to train, validate and test; "
+            f"bring more history",
+            code="too_few_bars",
+        )
+    cost = settings.trading.cost_bps
+    values = horizon_values(bars, cost)
+    market = market.with_values(values)
+    first_validation = int(len(ids) * TRAIN_SHARE)
+    first_test = int(len(ids) * (TRAIN_SHARE + VALIDATION_SHARE))
+    parts = [
+        market.restricted_to(int(ids[start]), int(ids[stop - 1]))
+        for start, stop in ((0, first_validation), (first_validation, first_test), (first_test, len(ids)))
+    ]
+    # Hindsight values are far noisier than their mean: at a temperature of their own size the softmax is close to
+    # linear, so its average ranks targets as the average value does.
+    temperature = float(values[market.decision_bars].std())
+    return _dataset(settings, parts, "file", cost, temperature)
+
+
+def _dataset(
+    settings: Settings,
+    parts: list[Market],
+    source: Literal["synthetic", "file"],
+    cost_bps: float,
+    temperature: float,
+) -> Dataset:
+    train, validation, test = parts
+    digest = train.bars.digest if source == "file" else oracle.digest(settings.synthetic_market, cost_bps)
+    return Dataset(
+        train,
+        validation,
+        test,
+        source,
+        schema(settings.observation),
+        cost_bps,
+        max(temperature, 1e-6),
+        digest,
+    )
+
+
+def _features(settings: Settings, bars_per_session: int) -> FeatureSettings:
+    return FeatureSettings.of(
+        settings.hierarchical_reasoning_model.complexity_detection,
+        bars_per_session=bars_per_session,
+        capital=settings.trading.initial_capital,
+    )
+
+
+def horizon_values(bars: Bars, cost_bps: float, horizon: int = LABEL_HORIZON) -> Floats:
+    """Label values [n, 3] in bps of entering a target at the next open and leaving after `horizon` bars.
+
+    Leaves at the session's last close at the latest; the exit costs, the entry is charged by whoever asks.
+    """
+    n = len(bars)
+    last = np.append(np.flatnonzero(bars.first_of_session)[1:] - 1, n - 1)
+    end_of_session = last[np.searchsorted(last, np.arange(n))]
+    leave = np.minimum(np.arange(n) + horizon, end_of_session)
+    enter = np.minimum(np.arange(n) + 1, n - 1)
+    move = 1e4 * (bars.close[leave] - bars.open[enter]) / bars.close
+    move[leave == np.arange(n)] = 0.0
+    return move[:, None] * TARGETS - cost_bps * np.abs(TARGETS)
+
+
+def training_batches(
+    dataset: Dataset, settings: Settings, batch_size: int, seed: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """Endless batches of (bar, position) rows drawn at random from the training market.
+
+    Keys and shapes as docs/architecture.md, "Training rows".
+    """
+    market = dataset.train
+    rng = np.random.default_rng(seed)
+    while True:
+        at = rng.choice(market.decision_bars, size=batch_size)
+        position = rng.integers(-1, 2, size=batch_size)
+        yield training_rows(dataset, settings, market, at, position)
+
+
+def training_rows(
+    dataset: Dataset, settings: Settings, market: Market, at: Ints, position: Ints
+) -> dict[str, np.ndarray]:
+    """Observations and labels at bars `at` [B] with positions [B]."""
+    assert market.values is not None  # noqa: S101 - build_dataset labels every market
+    seen = observe(market, dataset.schema, at, position)
+    trading = settings.trading
+    return {
+        **seen._asdict(),
+        "q_values": (market.values[at] - dataset.cost_bps * np.abs(TARGETS - position[:, None])).astype(np.float32),
+        "log_quantity": sizing_log_quantity(
+            market.volatility[at],
+            market.bars.close[at],
+            capital=trading.initial_capital,
+            target_volatility_bps=trading.target_volatility_bps,
+            max_quantity=trading.max_quantity,
+        ),
+    }

@@ -1,0 +1,143 @@
+"""Many sessions in lock-step: the one place where decisions become positions and positions become returns.
+
+    reward_bps[t] = 1e4 * (p_old (open[t+1] - close[t]) + p_new (close[t+1] - open[t+1])) / close[t]
+                    - cost_bps * |p_new - p_old|          and - cost_bps * |p_new| at a session's last bar
+
+p in {-1, 0, +1} is the direction held; the quantity sizes money (trading/backtest.py), not these rewards.
+B rows, one session each; a row whose session has ended earns nothing and ignores its actions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+from core.actions import LEGAL, TARGET_OF
+from core.errors import DataError
+from core.observation import ObservationSchema
+from trading.features import Floats
+from trading.market import Ints, Market
+
+
+class Observations(NamedTuple):
+    """A batch of observations: what a policy is called with."""
+
+    bars: NDArray[np.float32]  # [B, W, F]
+    account: NDArray[np.float32]  # [B, A]
+    complexity: NDArray[np.float32]  # [B]
+    position: Ints  # [B] in {-1, 0, +1}
+
+
+class PolicyDecisions(Protocol):
+    """What a policy answers: arrays over the batch."""
+
+    @property
+    def action(self) -> NDArray[np.integer]: ...
+    @property
+    def quantity(self) -> NDArray[np.floating]: ...
+    @property
+    def segments(self) -> NDArray[np.integer]: ...
+
+
+class Policy(Protocol):
+    def __call__(
+        self,
+        bars: NDArray[np.float32],
+        account: NDArray[np.float32],
+        complexity: NDArray[np.float32],
+        position: Ints,
+        /,
+    ) -> PolicyDecisions: ...
+
+
+def observe(market: Market, schema: ObservationSchema, at: Ints, position: Ints) -> Observations:
+    """Observations at bars `at` [B] with positions [B]; windows are gathered from a view, never from the future."""
+    windows = sliding_window_view(market.bar_features, schema.window, axis=0)  # [n - W + 1, F, W]
+    bars = windows[at - schema.window + 1].transpose(0, 2, 1)
+    account = np.concatenate([market.context[at], position[:, None].astype(np.float32)], axis=1)
+    return Observations(np.ascontiguousarray(bars), account, market.complexity[at], position)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one lock-step did, arrays over rows [B]; rows that were already done show zeros."""
+
+    at: Ints  # bar of the decision
+    position: Ints  # after it
+    reward_bps: Floats
+    turnover: Ints  # units of direction traded, the forced exit included
+    active: NDArray[np.bool_]
+
+
+class SessionEnv:
+    """One virtual portfolio over many sessions at once.
+
+    Args:
+        market: prepared market.
+        schema: the observation the policy expects.
+        sessions: session ids, one row each.
+        cost_bps: per unit of turnover, slippage included.
+    """
+
+    def __init__(self, market: Market, schema: ObservationSchema, sessions: Ints, cost_bps: float) -> None:
+        self.market, self.schema, self.cost_bps = market, schema, cost_bps
+        ids = market.bars.session[market.decision_bars]
+        first = np.searchsorted(ids, sessions, side="left")
+        last = np.searchsorted(ids, sessions, side="right") - 1
+        if (last < first).any():
+            missing = np.asarray(sessions)[last < first][:5].tolist()
+            raise DataError(f"{market.name}: no decision can be taken in sessions {missing}")
+        self.sessions = np.asarray(sessions, dtype=np.int64)
+        self.at = market.decision_bars[first]
+        self.last = market.decision_bars[last]
+        self.position: Ints = np.zeros(len(self.sessions), dtype=np.int64)
+        self.active = np.ones(len(self.sessions), dtype=np.bool_)
+
+    def __len__(self) -> int:
+        return len(self.sessions)
+
+    @property
+    def done(self) -> bool:
+        return not self.active.any()
+
+    def observe(self) -> Observations:
+        """Observations of every row; a finished row shows its last one again."""
+        return observe(self.market, self.schema, self.at, self.position)
+
+    def step(self, action: NDArray[np.integer]) -> Step:
+        """Take actions [B], one per row. Raises DataError for an action that is illegal in its position."""
+        action = np.asarray(action, dtype=np.int64)
+        if not LEGAL[self.position + 1, action][self.active].all():
+            raise DataError("illegal action for the position held; mask with core.actions.legal_actions")
+        at, active = self.at.copy(), self.active.copy()
+        target = np.where(active, TARGET_OF[self.position + 1, action], self.position)
+        reward, turnover = _earn(self.market, at, self.position, target, self.cost_bps)
+        ending = at >= self.last
+        exit_turnover = np.where(ending, np.abs(target), 0)
+        reward = np.where(active, reward - self.cost_bps * exit_turnover, 0.0)
+        turnover = np.where(active, turnover + exit_turnover, 0)
+        self.position = np.where(active, np.where(ending, 0, target), 0)
+        self.active = active & ~ending
+        self.at = np.where(self.active, at + 1, at)
+        return Step(at, np.where(active, target, 0), reward, turnover, active)
+
+
+def _earn(market: Market, at: Ints, old: Ints, new: Ints, cost_bps: float) -> tuple[Floats, Ints]:
+    close, after = market.bars.close[at], at + 1
+    gap = (market.bars.open[after] - close) / close
+    bar = (market.bars.close[after] - market.bars.open[after]) / close
+    turnover = np.abs(new - old)
+    return 1e4 * (old * gap + new * bar) - cost_bps * turnover, turnover
+
+
+def run_policy(policy: Policy, env: SessionEnv) -> Iterator[tuple[Observations, PolicyDecisions, Step]]:
+    """Drive every session to its end, yielding one lock-step at a time."""
+    while not env.done:
+        seen = env.observe()
+        decided = policy(*seen)
+        yield seen, decided, env.step(decided.action)

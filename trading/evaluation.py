@@ -1,0 +1,127 @@
+"""Honest evaluation: returns after costs per session and, where an oracle exists, exact regret.
+
+    regret = max_q Q(t, p, q) - Q(t, p, chosen),  Q(t, p, q) = values[t, q] - cost |q - p|
+    score  = 1 - mean regret per session / mean optimal value per session     oracle 1, flat 0
+
+By the performance-difference lemma the regrets along the agent's own path sum to J* - J, without the noise of
+realised P&L. Confidence intervals: stationary bootstrap over sessions (arch), which keeps their autocorrelation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from arch.bootstrap import StationaryBootstrap, optimal_block_length
+from numpy.typing import NDArray
+
+from core.observation import ObservationSchema
+from trading.env import Policy, SessionEnv, Step, run_policy
+from trading.features import Floats
+from trading.market import Ints, Market
+
+BOOTSTRAP_REPETITIONS = 1000
+TARGETS = np.array([-1, 0, 1])
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One policy over many sessions; arrays are per session [S]."""
+
+    sessions: Ints
+    return_bps: Floats  # after costs, per unit of direction
+    regret_bps: Floats | None  # None where the optimum is unknown
+    optimal_bps: Floats | None  # value of the optimal policy from the session's start
+    turnover: Ints
+    action_counts: Ints  # [5]
+    mean_segments: float
+
+    @property
+    def score(self) -> float | None:
+        """Fraction of the optimum: 1 the oracle, 0 always flat."""
+        if self.regret_bps is None or self.optimal_bps is None:
+            return None
+        return float(1.0 - self.regret_bps.mean() / self.optimal_bps.mean())
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A point estimate with its 95 % confidence interval."""
+
+    value: float
+    ci95_low: float
+    ci95_high: float
+
+
+def regret_of(step: Step, before: Ints, market: Market, cost_bps: float) -> Floats:
+    """Regret [B] in bps of the decisions of one lock-step, taken from positions `before`."""
+    assert market.values is not None  # noqa: S101 - callers ask `market.values` first
+    q = market.values[step.at] - cost_bps * np.abs(TARGETS - before[:, None])
+    chosen = q[np.arange(len(q)), step.position + 1]
+    return np.where(step.active, q.max(axis=1) - chosen, 0.0)
+
+
+def evaluate(
+    policy: Policy,
+    market: Market,
+    schema: ObservationSchema,
+    cost_bps: float,
+    sessions: Ints | None = None,
+) -> Evaluation:
+    """Run `policy` greedily over `sessions` (default: all) of a market, all of them in lock-step."""
+    env = SessionEnv(market, schema, market.sessions if sessions is None else sessions, cost_bps)
+    returns = np.zeros(len(env))
+    regret = np.zeros(len(env))
+    turnover = np.zeros(len(env), dtype=np.int64)
+    counts = np.zeros(5, dtype=np.int64)
+    segments, decisions = 0, 0
+    optimal = None if market.values is None else start_value(market, env.at, cost_bps)
+    for seen, decided, step in run_policy(policy, env):
+        returns += step.reward_bps
+        turnover += step.turnover
+        counts += np.bincount(np.asarray(decided.action)[step.active], minlength=5)
+        segments += int(np.asarray(decided.segments)[step.active].sum())
+        decisions += int(step.active.sum())
+        if market.values is not None:
+            regret += regret_of(step, seen.position, market, cost_bps)
+    known = market.values is not None
+    return Evaluation(env.sessions, returns, regret if known else None, optimal, turnover, counts, segments / decisions)
+
+
+def start_value(market: Market, at: Ints, cost_bps: float) -> Floats:
+    """Optimal value [B] in bps of starting flat at bars `at`."""
+    assert market.values is not None  # noqa: S101 - callers ask `market.values` first
+    return np.asarray((market.values[at] - cost_bps * np.abs(TARGETS)).max(axis=1))
+
+
+def score_interval(evaluation: Evaluation, seed: int = 0) -> Interval:
+    """Score with its interval: the ratio of means, resampled over sessions. Needs a known optimum."""
+    regret, optimal = evaluation.regret_bps, evaluation.optimal_bps
+    assert regret is not None and optimal is not None  # noqa: S101 - callers ask `score` first
+    means = _bootstrap_means(np.stack([regret, optimal], axis=1), seed)
+    low, high = np.quantile(1.0 - means[:, 0] / means[:, 1], [0.025, 0.975])
+    return Interval(1.0 - float(regret.mean() / optimal.mean()), float(low), float(high))
+
+
+def mean_interval(per_session: Floats, seed: int = 0) -> Interval:
+    """Mean over sessions with its interval."""
+    low, high = np.quantile(_bootstrap_means(per_session[:, None], seed), [0.025, 0.975])
+    return Interval(float(per_session.mean()), float(low), float(high))
+
+
+def advantage(challenger: Evaluation, champion: Evaluation) -> Floats:
+    """Paired advantage per session [S] in bps: saved regret where the optimum is known, else excess return."""
+    if challenger.regret_bps is not None and champion.regret_bps is not None:
+        return champion.regret_bps - challenger.regret_bps
+    return challenger.return_bps - champion.return_bps
+
+
+def _bootstrap_means(columns: Floats, seed: int) -> NDArray[np.float64]:
+    """Means [repetitions, k] of columns [S, k] under the stationary bootstrap with an automatic block length."""
+    sessions = len(columns)
+    block = 1
+    if sessions >= 20 and columns[:, 0].std() > 0:
+        estimate = float(optimal_block_length(columns[:, 0])["stationary"].iloc[0])
+        block = int(np.clip(np.ceil(estimate), 1, sessions // 2))
+    bootstrap = StationaryBootstrap(block, columns, seed=np.random.default_rng(seed))
+    return np.asarray(bootstrap.apply(lambda sample: sample.mean(axis=0), BOOTSTRAP_REPETITIONS))
