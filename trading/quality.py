@@ -3,8 +3,9 @@
 A session is one calendar day in the zone the timestamps carry. Two kinds of fault:
 
     problems   the bars cannot be trusted (NaN, naive timestamps, unsorted rows, ...)
-    defects    a session with a gap, an outlier, or under 90 % of the usual bars (a halt, a special session):
-               dropped whole while at most 2 % of the sessions are so, a problem above that
+    defects    a session with a gap, an outlier, or under 90 % of the usual bars (a halt, a special session;
+               the last session may still be running): dropped whole while at most 2 % of the sessions are
+               so, a problem above that
 
 Corrupt data is worse than no data: a session is used whole or not at all, and nothing is repaired here.
 """
@@ -91,9 +92,7 @@ def _timestamps(column: pd.Series) -> tuple[pd.Series, list[Problem]]:
     faults = {
         "unreadable_timestamp": ~readable,
         "naive_timestamp": readable & zone.isna(),
-        "mixed_time_zones": zone.notna() & (zone != zone.dropna().iloc[0])
-        if zone.notna().any()
-        else zone.notna(),
+        "mixed_time_zones": zone.notna() & (zone != zone.dropna().iloc[0]) if zone.notna().any() else zone.notna(),
     }
     if not any(mask.any() for mask in faults.values()):
         times = times.dt.tz_convert(pd.Timestamp(text.iloc[0]).tz)
@@ -125,13 +124,11 @@ def _defects(bars: pd.DataFrame, day: pd.Series, interval: pd.Timedelta | None) 
     bars_of_session = day.groupby(day).transform("size")
     usual = day.groupby(day).size().mode().max()
     previous = bars["close"].shift().where(inside)
-    moves = pd.concat(
-        [bars["high"] / bars["low"], bars["open"] / previous, bars["close"] / previous], axis=1
-    ).sub(1.0)
+    moves = pd.concat([bars["high"] / bars["low"], bars["open"] / previous, bars["close"] / previous], axis=1).sub(1.0)
     return {
         "gap": inside & (bars["timestamp"].diff() != interval),
         "outlier": (moves.abs() > OUTLIER_RATIO).any(axis=1),
-        "short_session": ~inside & (bars_of_session < MIN_LENGTH_RATIO * usual),
+        "short_session": ~inside & (bars_of_session < MIN_LENGTH_RATIO * usual) & (day != day.iloc[-1]),
     }
 
 
