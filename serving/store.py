@@ -1,0 +1,153 @@
+"""Reads published models: every byte that is loaded is a byte that was hashed.
+
+Each file is read once, into memory; size and SHA-256 are checked on those very bytes, so nothing can change
+between the check and the use. Layout of a version: core/manifest.py.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from core.errors import ModelError
+from core.files import sha256_hex
+from core.manifest import MANIFEST, NAME_PATTERN, ModelManifest
+
+ONNX = "model.onnx"
+GOLDEN = "golden.npz"
+MANIFEST_LIMIT_MB = 1.0
+MB = 1_000_000
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """A verified version in memory. `golden` holds `in_<name>` and `out_<name>` arrays."""
+
+    manifest: ModelManifest
+    onnx: bytes
+    golden: Mapping[str, NDArray[np.generic]]
+
+    @property
+    def id(self) -> str:
+        return f"{self.manifest.name}/{self.manifest.version}"
+
+
+def load_version(store: Path, model_id: str, *, size_limit_mb: float) -> StoredModel:
+    """Read and verify `<store>/<name>/<version>/`. Raises ModelError naming the file and the remedy."""
+    folder = _folder(store, model_id)
+    manifest = _read_manifest(folder, model_id)
+    missing = {ONNX, GOLDEN} - manifest.files.keys()
+    if missing:
+        raise ModelError(
+            f"{folder / MANIFEST}: lists no {', '.join(sorted(missing))}; export the model again",
+            code="manifest_invalid",
+        )
+    onnx = _read_verified(folder, ONNX, manifest, size_limit_mb)
+    golden = _read_verified(folder, GOLDEN, manifest, size_limit_mb)
+    return StoredModel(manifest, onnx, _arrays(folder / GOLDEN, golden))
+
+
+def list_versions(store: Path) -> list[dict[str, object]]:
+    """What the store holds: one row per version, with `problem` set where its manifest cannot be read."""
+    rows: list[dict[str, object]] = []
+    for file in sorted(store.glob(f"*/*/{MANIFEST}")):
+        model_id = f"{file.parent.parent.name}/{file.parent.name}"
+        if file.parent.name.startswith("."):
+            continue  # a publication in progress
+        try:
+            manifest = _read_manifest(_folder(store, model_id), model_id)
+        except ModelError as error:
+            rows.append({"id": model_id, "problem": str(error)})
+            continue
+        rows.append(
+            {
+                "id": model_id,
+                "algorithm": manifest.algorithm,
+                "preset": manifest.preset,
+                "parameters": manifest.parameters,
+                "size_mb": sum(digest.bytes for digest in manifest.files.values()) / MB,
+                "schema": manifest.observation.digest,
+                "metrics": manifest.metrics,
+                "created_at": manifest.created_at.isoformat(),
+                "problem": None,
+            }
+        )
+    return rows
+
+
+def _folder(store: Path, model_id: str) -> Path:
+    """The version's folder. An id is two plain names, so it cannot point outside the store."""
+    parts = model_id.split("/")
+    if len(parts) != 2 or not all(re.fullmatch(NAME_PATTERN.strip("^$"), part) for part in parts):
+        raise ModelError(
+            f"'{model_id}' is no model id; write name/version, for example ppo/v1", code="model_id_invalid"
+        )
+    return store / parts[0] / parts[1]
+
+
+def _read_manifest(folder: Path, model_id: str) -> ModelManifest:
+    file = folder / MANIFEST
+    data = _read_bounded(file, MANIFEST_LIMIT_MB)
+    try:
+        manifest = ModelManifest.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part) for part in first["loc"]) or "document"
+        raise ModelError(
+            f"{file}: not a valid manifest ({place}: {first['msg']}); publish the model again",
+            code="manifest_invalid",
+        ) from None
+    if f"{manifest.name}/{manifest.version}" != model_id:
+        raise ModelError(
+            f"{file}: is the manifest of {manifest.name}/{manifest.version}, not of {model_id}; restore it",
+            code="manifest_invalid",
+        )
+    return manifest
+
+
+def _read_verified(folder: Path, name: str, manifest: ModelManifest, size_limit_mb: float) -> bytes:
+    file, digest = folder / name, manifest.files[name]
+    data = _read_bounded(file, size_limit_mb)
+    if len(data) != digest.bytes or sha256_hex(data) != digest.sha256:
+        raise ModelError(
+            f"{file}: content differs from its manifest ({len(data)} bytes, expected {digest.bytes}); "
+            f"it was damaged or altered: publish the model again under a new version",
+            code="digest_mismatch",
+        )
+    return data
+
+
+def _read_bounded(file: Path, limit_mb: float) -> bytes:
+    limit_bytes = int(limit_mb * MB)
+    try:
+        with file.open("rb") as stream:
+            data = stream.read(limit_bytes + 1)
+    except FileNotFoundError:
+        raise ModelError(
+            f"{file}: no such file; `hrm export` or a migration publishes models", code="model_not_found"
+        ) from None
+    except OSError as error:
+        raise ModelError(f"{file}: not readable: {error}; check its permissions", code="model_unreadable") from None
+    if len(data) > limit_bytes:
+        raise ModelError(
+            f"{file}: larger than {limit_mb:g} MB; export a smaller or 16-bit model, or raise "
+            f"performance.model_size_limit_mb",
+            code="model_too_large",
+        )
+    return data
+
+
+def _arrays(file: Path, data: bytes) -> dict[str, NDArray[np.generic]]:
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ModelError(f"{file}: not an array archive: {error}; export again", code="golden_invalid") from None
