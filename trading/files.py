@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import structlog
 
 from core.errors import DataError
+from trading.market import Bars
 from trading.quality import PRICES, Problem, QualityReport, examine
 
 REQUIRED = ("timestamp", *PRICES, "volume")
@@ -25,6 +27,23 @@ log = structlog.get_logger(__name__)
 def load_bars(path: Path, *, min_sessions: int = 1) -> pd.DataFrame:
     """Bars of a `.csv` or `.parquet` file, see `validated`. Raises DataError naming file and remedy."""
     return validated(_read(path), str(path), min_sessions=min_sessions)
+
+
+def load_market_bars(path: Path, *, min_sessions: int = 1) -> Bars:
+    """The same as `trading.market.Bars`, named after the file; sessions are numbered from 0."""
+    return to_market_bars(load_bars(path, min_sessions=min_sessions), path.stem.upper())
+
+
+def to_market_bars(frame: pd.DataFrame, name: str) -> Bars:
+    """Validated bars as arrays: UTC nanoseconds, sessions numbered from 0."""
+    days = frame["timestamp"].dt.normalize()
+    return Bars(
+        name,
+        frame["timestamp"].astype("int64").to_numpy(),
+        *(frame[price].to_numpy(dtype=np.float64) for price in PRICES),
+        session=pd.factorize(days)[0].astype(np.int64),
+        signal=frame["signal"].to_numpy(dtype=np.float64) if "signal" in frame else None,
+    )
 
 
 def check(path: Path) -> QualityReport:
@@ -41,14 +60,10 @@ def validated(frame: pd.DataFrame, source: str, *, min_sessions: int = 1) -> pd.
     problems = list(report.problems)
     sessions = report.sessions - len(report.dropped_sessions)
     if not problems and sessions < min_sessions:
-        problems.append(
-            Problem("too_few_sessions", sessions, "the end", f"give at least {min_sessions} sessions")
-        )
+        problems.append(Problem("too_few_sessions", sessions, "the end", f"give at least {min_sessions} sessions"))
     if problems:
         listing = "\n".join(f"  - {problem}" for problem in problems)
-        raise DataError(
-            f"{source}: {len(problems)} problem(s), nothing was used:\n{listing}", code="bad_bars"
-        )
+        raise DataError(f"{source}: {len(problems)} problem(s), nothing was used:\n{listing}", code="bad_bars")
     if report.dropped_sessions:
         log.warning("sessions_dropped", source=source, sessions=list(report.dropped_sessions))
     return bars
@@ -58,9 +73,7 @@ def _read(path: Path) -> pd.DataFrame:
     readers: dict[str, Callable[[Path], pd.DataFrame]] = {".csv": pd.read_csv, ".parquet": pd.read_parquet}
     reader = readers.get(path.suffix.lower())
     if reader is None:
-        raise DataError(
-            f"{path}: unknown extension '{path.suffix}'; give a .csv or .parquet file", code="bad_file"
-        )
+        raise DataError(f"{path}: unknown extension '{path.suffix}'; give a .csv or .parquet file", code="bad_file")
     try:
         frame = reader(path)
     except FileNotFoundError:
@@ -76,15 +89,11 @@ def _columns(frame: pd.DataFrame, source: str) -> pd.DataFrame:
     missing = [name for name in REQUIRED if name not in frame.columns]
     if missing:
         found = ", ".join(frame.columns) or "none"
-        raise DataError(
-            f"{source}: missing columns {', '.join(missing)} (found: {found}); add them", code="bad_file"
-        )
+        raise DataError(f"{source}: missing columns {', '.join(missing)} (found: {found}); add them", code="bad_file")
     kept = frame[[name for name in frame.columns if name in REQUIRED + OPTIONAL]]
     if kept.columns.has_duplicates:
         twice = sorted(set(kept.columns[kept.columns.duplicated()]))
-        raise DataError(
-            f"{source}: columns {', '.join(twice)} occur twice; keep one of each", code="bad_file"
-        )
+        raise DataError(f"{source}: columns {', '.join(twice)} occur twice; keep one of each", code="bad_file")
     if kept.empty:
         raise DataError(f"{source}: no rows below the header; give bars", code="bad_file")
     return kept.reset_index(drop=True)

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.errors import DataError
-from trading.files import check, load_bars, validated
+from trading.files import check, load_bars, load_market_bars, validated
 
 BARS = 20
 
@@ -31,6 +31,17 @@ def test_csv_and_parquet_give_the_same_bars(tmp_path: Path, bars: pd.DataFrame) 
     assert (from_csv == from_parquet).all().all()
     assert from_csv["timestamp"].dt.unit == from_parquet["timestamp"].dt.unit == "ns"
     np.testing.assert_array_equal(from_parquet["close"], bars["close"])
+
+
+def test_market_bars_carry_the_same_values_with_numbered_sessions(tmp_path: Path, bars: pd.DataFrame) -> None:
+    bars.assign(signal=0.25).to_parquet(tmp_path / "nifty.parquet")
+    market = load_market_bars(tmp_path / "nifty.parquet")
+    assert market.name == "NIFTY"
+    assert market.timestamps[0] == pd.Timestamp("2023-01-02 09:15", tz="Asia/Kolkata").value
+    np.testing.assert_array_equal(market.session, np.repeat(np.arange(5), BARS))
+    for price in ("open", "high", "low", "close"):
+        np.testing.assert_array_equal(getattr(market, price), bars[price])
+    assert market.signal is not None and (market.signal == 0.25).all()
 
 
 def test_column_names_match_in_any_case_and_only_known_ones_are_kept(bars: pd.DataFrame) -> None:
