@@ -37,10 +37,14 @@ def load_market_bars(path: Path, *, min_sessions: int = 1) -> Bars:
 def to_market_bars(frame: pd.DataFrame, name: str) -> Bars:
     """Validated bars as arrays: UTC nanoseconds, sessions numbered from 0."""
     days = frame["timestamp"].dt.normalize()
+    prices = {price: frame[price].to_numpy(dtype=np.float64) for price in PRICES}
     return Bars(
         name,
-        frame["timestamp"].astype("int64").to_numpy(),
-        *(frame[price].to_numpy(dtype=np.float64) for price in PRICES),
+        frame["timestamp"].to_numpy(dtype="datetime64[ns]").astype(np.int64),
+        prices["open"],
+        prices["high"],
+        prices["low"],
+        prices["close"],
         session=pd.factorize(days)[0].astype(np.int64),
         signal=frame["signal"].to_numpy(dtype=np.float64) if "signal" in frame else None,
     )
