@@ -158,7 +158,7 @@ def _hungry_branch() -> onnx.GraphProto:
     return helper.make_graph(
         [
             helper.make_node("Constant", [], ["shape"], value=shape),
-            helper.make_node("Expand", ["any_hot_number", "shape"], ["much"])  # not a constant: not folded,
+            helper.make_node("Expand", ["any_hot_number", "shape"], ["much"]),  # not constant: not folded
             helper.make_node("ReduceMax", ["much"], ["hungry_out"], keepdims=0),
         ],
         "hungry_branch",
