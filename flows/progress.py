@@ -1,0 +1,56 @@
+"""What is happening now, for whoever watches: a line and a bar on the terminal.
+
+A context variable carries the watcher, so that phases report without passing a display through every call; with
+nobody watching a report costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+Watcher = Callable[[str, float, str], None]  # phase, ratio done in [0, 1], note
+
+_watcher: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
+
+
+def report(phase: str, ratio: float, note: str = "") -> None:
+    """Say how far `phase` has come, 0 to 1, and what it is doing."""
+    watcher = _watcher.get()
+    if watcher is not None:
+        watcher(phase, ratio, note)
+
+
+@contextmanager
+def watched_by(watcher: Watcher) -> Iterator[None]:
+    token = _watcher.set(watcher)
+    try:
+        yield
+    finally:
+        _watcher.reset(token)
+
+
+@contextmanager
+def bars(console: Console) -> Iterator[None]:
+    """One bar per phase on `console` while the block runs; it appears when the phase first reports."""
+    columns = (
+        SpinnerColumn(finished_text="[green]✓[/]"),
+        TextColumn("{task.description:<22}"),
+        BarColumn(28),
+        TimeElapsedColumn(),
+        TextColumn("[dim]{task.fields[note]}[/]"),
+    )
+    with Progress(*columns, console=console) as display:
+        tasks = {}
+
+        def show(phase: str, ratio: float, note: str) -> None:
+            if phase not in tasks:
+                tasks[phase] = display.add_task(phase, total=1.0, note=note)
+            display.update(tasks[phase], completed=ratio, note=note)
+
+        with watched_by(show):
+            yield
