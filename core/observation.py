@@ -10,10 +10,23 @@ An observation is
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from core.errors import ModelError
+
+
+@dataclass(frozen=True, eq=False)
+class Observation:
+    """One row of what a model looks at; the shapes are the schema's."""
+
+    bars: NDArray[np.float32]
+    account: NDArray[np.float32]
+    complexity: float
+    position: int
 
 
 class ObservationSchema(BaseModel):

@@ -1,0 +1,74 @@
+"""Adaptive computation time: when a row stops thinking, in training and in use (seed 2.2.1).
+
+The rule itself is core.halting, shared with the inference service. Training replaces the complexity-dependent
+minimum by a random one (paper, section 2): 0, or with probability eps uniform in {2..M_max}, per row and segment.
+
+Q-learning targets: q_halt learns whether halting now would be right; q_continue learns what one more segment
+promises, sigmoid(max(q'_halt, q'_continue)) of the next segment, or sigmoid(q'_halt) if this was the last one.
+With a single halt head there is no q_continue to learn and no second forward pass.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from core.halting import HaltingRule, HaltReason, halt_reason, minimum_segments, should_halt
+from core.settings import HierarchicalReasoningModelSettings
+
+
+class AdaptiveComputationTime:
+    """The seed's interface over the one halting rule."""
+
+    def __init__(self, settings: HierarchicalReasoningModelSettings, *, max_segments: int | None = None) -> None:
+        """`max_segments` replaces the setting's maximum (training may think less long than inference)."""
+        rule = settings.halting_rule
+        limit = rule.max_segments if max_segments is None else max_segments
+        self.rule: HaltingRule = rule.model_copy(
+            update={"max_segments": limit, "min_segments": min(rule.min_segments, limit)}
+        )
+        self.enabled = settings.act.enabled
+        self.exploration = settings.act.exploration
+
+    @property
+    def bootstraps(self) -> bool:
+        """Whether training needs the Q-values of the next segment."""
+        return self.enabled and self.rule.halting == "q_learning"
+
+    def compute_dynamic_min(self, market_complexity: float) -> int:
+        """Segments every decision takes at this market complexity (in [0, 1])."""
+        return int(minimum_segments(market_complexity, self.rule))
+
+    def should_halt(
+        self, q_values: tuple[float, float], segment_count: int, market_complexity: float
+    ) -> tuple[bool, HaltReason]:
+        """(halt, reason) for one row with `q_values` = (q_halt, q_continue) after `segment_count` segments."""
+        q_halt, q_continue = q_values
+        minimum = self.compute_dynamic_min(market_complexity)
+        halted = bool(should_halt(segment_count, q_halt, q_continue, minimum, self.rule))
+        return halted, halt_reason(segment_count, halted, self.rule)
+
+    def halted(self, segment: int, q_halt: Tensor, q_continue: Tensor, complexity: Tensor) -> Tensor:
+        """Rows (bool [B]) that stop after `segment` segments in use; all arguments but `segment` are [B]."""
+        minimum = minimum_segments(complexity, self.rule)
+        mask: Tensor = should_halt(segment, q_halt, q_continue, minimum, self.rule)
+        return mask
+
+    def training_halts(self, steps: Tensor, q_halt: Tensor, q_continue: Tensor, generator: torch.Generator) -> Tensor:
+        """Rows (bool [B]) that stop in training after `steps` (int [B]) segments."""
+        if not self.enabled:
+            return steps >= self.rule.max_segments
+        minimum = self._random_minimum(steps, generator)
+        mask: Tensor = should_halt(steps, q_halt, q_continue, minimum, self.rule)
+        return mask
+
+    def continue_target(self, next_q_halt: Tensor, next_q_continue: Tensor, steps: Tensor) -> Tensor:
+        """Target probability [B] of q_continue from the next segment's logits [B]."""
+        last = steps >= self.rule.max_segments
+        return torch.sigmoid(torch.where(last, next_q_halt, torch.maximum(next_q_halt, next_q_continue)))
+
+    def _random_minimum(self, steps: Tensor, generator: torch.Generator) -> Tensor:
+        low, high = min(2, self.rule.max_segments), self.rule.max_segments + 1
+        drawn = torch.randint(low, high, steps.shape, generator=generator, device=steps.device)
+        explores = torch.rand(steps.shape, generator=generator, device=steps.device) < self.exploration
+        return drawn * explores
