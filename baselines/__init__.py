@@ -1,0 +1,1 @@
+"""The incumbent (PPO) and the controls a challenger must beat."""

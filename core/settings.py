@@ -158,6 +158,7 @@ class PpoTraining(Section):
     vf_coef: float = Field(ge=0)
     max_grad_norm: Positive
     hidden_dim: Count
+    cost_warmup_ratio: Ratio
 
 
 class TrainingParams(Section):

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from core.errors import DataError
 from core.observation import ObservationSchema
-from core.settings import Settings
+from core.settings import Settings, Trading
 from trading import oracle, synthetic
-from trading.env import observe
+from trading.env import EndlessEnv, SessionEnv, observe
 from trading.features import FeatureSettings, Floats, schema, sizing_log_quantity
 from trading.market import Bars, Ints, Market, prepare
 
@@ -157,15 +158,28 @@ def training_rows(
     """Observations and labels at bars `at` [B] with positions [B]."""
     assert market.values is not None  # noqa: S101 - build_dataset labels every market
     seen = observe(market, dataset.schema, at, position)
-    trading = settings.trading
+    values = market.values[at] - dataset.cost_bps * np.abs(TARGETS - position[:, None])
     return {
         **seen._asdict(),
-        "q_values": (market.values[at] - dataset.cost_bps * np.abs(TARGETS - position[:, None])).astype(np.float32),
-        "log_quantity": sizing_log_quantity(
-            market.volatility[at],
-            market.bars.close[at],
-            capital=trading.initial_capital,
-            target_volatility_bps=trading.target_volatility_bps,
-            max_quantity=trading.max_quantity,
-        ),
+        "q_values": values.astype(np.float32),
+        "log_quantity": sizing(market, settings.trading)[at],
     }
+
+
+def sizing(market: Market, trading: Trading) -> NDArray[np.float32]:
+    """Log of the quantity every model is taught to answer, [n]."""
+    return sizing_log_quantity(
+        market.volatility,
+        market.bars.close,
+        capital=trading.initial_capital,
+        target_volatility_bps=trading.target_volatility_bps,
+        max_quantity=trading.max_quantity,
+    )
+
+
+def training_env(dataset: Dataset, settings: Settings, rows: int, seed: int) -> EndlessEnv:
+    """An endless environment over the training sessions, `rows` portfolios at once."""
+    market = dataset.train
+    sessions = np.random.default_rng(seed).choice(market.sessions, size=rows)
+    env = SessionEnv(market, dataset.schema, sessions, dataset.cost_bps)
+    return EndlessEnv(env, sizing(market, settings.trading), seed)

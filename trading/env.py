@@ -86,17 +86,27 @@ class SessionEnv:
 
     def __init__(self, market: Market, schema: ObservationSchema, sessions: Ints, cost_bps: float) -> None:
         self.market, self.schema, self.cost_bps = market, schema, cost_bps
-        ids = market.bars.session[market.decision_bars]
-        first = np.searchsorted(ids, sessions, side="left")
-        last = np.searchsorted(ids, sessions, side="right") - 1
-        if (last < first).any():
-            missing = np.asarray(sessions)[last < first][:5].tolist()
-            raise DataError(f"{market.name}: no decision can be taken in sessions {missing}")
+        self._decision_sessions = market.bars.session[market.decision_bars]
         self.sessions = np.asarray(sessions, dtype=np.int64)
-        self.at = market.decision_bars[first]
-        self.last = market.decision_bars[last]
+        self.at, self.last = self._span(self.sessions)
         self.position: Ints = np.zeros(len(self.sessions), dtype=np.int64)
         self.active = np.ones(len(self.sessions), dtype=np.bool_)
+
+    def restart(self, rows: NDArray[np.bool_], sessions: Ints) -> None:
+        """Put the rows in mask [B] at the start of new sessions, flat."""
+        self.sessions[rows] = sessions
+        self.at[rows], self.last[rows] = self._span(sessions)
+        self.position[rows] = 0
+        self.active[rows] = True
+
+    def _span(self, sessions: Ints) -> tuple[Ints, Ints]:
+        """First and last decision bar of each session."""
+        first = np.searchsorted(self._decision_sessions, sessions, side="left")
+        last = np.searchsorted(self._decision_sessions, sessions, side="right") - 1
+        if (last < first).any():
+            missing = np.asarray(sessions)[last < first][:5].tolist()
+            raise DataError(f"{self.market.name}: no decision can be taken in sessions {missing}")
+        return self.market.decision_bars[first], self.market.decision_bars[last]
 
     def __len__(self) -> int:
         return len(self.sessions)
@@ -133,6 +143,31 @@ def _earn(market: Market, at: Ints, old: Ints, new: Ints, cost_bps: float) -> tu
     bar = (market.bars.close[after] - market.bars.open[after]) / close
     turnover = np.abs(new - old)
     return 1e4 * (old * gap + new * bar) - cost_bps * turnover, turnover
+
+
+class EndlessEnv:
+    """Sessions drawn at random, for ever: what a reinforcement learner trains in.
+
+    `log_quantity` [n] is the sizing target of every bar of the market.
+    """
+
+    def __init__(self, env: SessionEnv, log_quantity: NDArray[np.float32], seed: int) -> None:
+        self.env, self.log_quantity = env, log_quantity
+        self.rng = np.random.default_rng(seed)
+        self.choices = env.market.sessions
+
+    def observe(self) -> tuple[NDArray[np.float32], NDArray[np.float32], Ints, NDArray[np.float32]]:
+        """(bars [B, W, F], account [B, A], position [B], log quantity target [B])."""
+        seen = self.env.observe()
+        return seen.bars, seen.account, seen.position, self.log_quantity[self.env.at]
+
+    def step(self, action: Ints) -> tuple[Floats, Floats, NDArray[np.bool_]]:
+        """(reward in bps [B], cost in it [B], terminated [B]); a terminated row already stands in a new session."""
+        step = self.env.step(action)
+        ended = ~self.env.active
+        if ended.any():
+            self.env.restart(ended, self.rng.choice(self.choices, size=int(ended.sum())))
+        return step.reward_bps, self.env.cost_bps * step.turnover, ended
 
 
 def run_policy(policy: Policy, env: SessionEnv) -> Iterator[tuple[Observations, PolicyDecisions, Step]]:

@@ -11,8 +11,8 @@ Per bar (the model's window), with z = return / volatility known before the bar:
     range_z        (high - low) in units of volatility, less its mean under a random walk
     progress       position in the session, 0 to 1
 Context (the position-independent part of `account`, at the last bar):
-    signal, ic_8 ... ic_128 (exponential information coefficients of the signal), log_vol (one-bar volatility
-    in bps), progress, progress_sq (U shape of the day), log_units (capital / price), complexity
+    signal, ic_8 ... ic_128 (exponential information coefficients of the signal), edge_k = ic_k * signal (what the
+    signal promises now), log_vol (one-bar volatility in bps), progress, progress_sq (U shape of the day), log_units (capital / price), complexity
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ IC_SPANS = (8, 16, 32, 64, 128)
 CONTEXT_FEATURES = (
     "signal",
     *(f"ic_{span}" for span in IC_SPANS),
+    *(f"edge_{span}" for span in IC_SPANS),
     "log_vol",
     "progress",
     "progress_sq",
@@ -194,7 +195,8 @@ def advance(
     context_row[0] = signal
     for k in range(len(_SPANS)):
         context_row[1 + k] = state[_IC + k] * np.sqrt(_SPANS[k])
-    after = 1 + len(_SPANS)
+        context_row[1 + len(_SPANS) + k] = context_row[1 + k] * signal
+    after = 1 + 2 * len(_SPANS)
     context_row[after] = log_fast + _LOG_BPS
     context_row[after + 1] = progress
     context_row[after + 2] = (2.0 * progress - 1.0) ** 2
