@@ -1,0 +1,106 @@
+"""A decision service on loopback that answers by a rule, for tests of the loop around it.
+
+Runs in a thread of the test and speaks real HTTP; the rule is the same function that the backtest is given.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import numpy as np
+
+from core.actions import ACTION_OF, Action
+
+QUANTITY = 37.6
+Answer = tuple[int, bytes]
+
+
+@dataclass(frozen=True)
+class RuleDecisions:
+    action: np.ndarray
+    quantity: np.ndarray
+    segments: np.ndarray
+
+
+def follow_signal(
+    _bars: np.ndarray, account: np.ndarray, complexity: np.ndarray, position: np.ndarray
+) -> RuleDecisions:
+    """Long above +0.3, short below -0.3, else flat; the signal is the first account feature."""
+    signal = account[:, 0]
+    target = np.where(signal > 0.3, 1, np.where(signal < -0.3, -1, 0))
+    action = ACTION_OF[position + 1, target + 1]
+    return RuleDecisions(action, QUANTITY + complexity, 1 + (complexity > 0.3).astype(np.int64))
+
+
+class RuleService:
+    """Champion follows the signal, challenger does the opposite of its sign on its own account."""
+
+    def __init__(self) -> None:
+        self.requests: list[dict[str, Any]] = []
+        self.outcomes: list[dict[str, Any]] = []
+        self.authorisations: set[str | None] = set()
+        self.role: Callable[[int], str] = lambda _number: "champion"
+        self.override: Callable[[int], Answer | None] = lambda _number: None
+        service = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                service.authorisations.add(self.headers["Authorization"])
+                status, content = service.answer(self.path, body)
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        self._thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01})
+
+    def __enter__(self) -> RuleService:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.shutdown()
+        self._thread.join()
+        self.server.server_close()
+
+    def answer(self, path: str, body: dict[str, Any]) -> Answer:
+        if path == "/v1/outcomes":
+            self.outcomes.append(body)
+            return 200, b"{}"
+        number = len(self.requests)
+        self.requests.append(body)
+        return self.override(number) or (200, json.dumps(self.decision(number, body)).encode())
+
+    def decision(self, number: int, body: dict[str, Any]) -> dict[str, Any]:
+        arms = {arm: self._arm(arm, body) for arm in ("champion", "challenger")}
+        acting = arms.pop(self.role(number))
+        return {**acting, "shadow": next(iter(arms.values()))}
+
+    def _arm(self, arm: str, body: dict[str, Any]) -> dict[str, Any]:
+        account = np.array([body["accounts"][arm]["features"]])
+        position = np.array([body["accounts"][arm]["position"]])
+        if arm == "challenger":
+            account = -account
+        decided = follow_signal(np.empty(0), account, np.array([body["complexity"]]), position)
+        return {
+            "role": arm,
+            "action": int(decided.action[0]),
+            "action_name": Action(int(decided.action[0])).name,
+            "quantity": float(decided.quantity[0]),
+            "model_version": "1",
+            "epoch": 1,
+        }

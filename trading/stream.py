@@ -1,0 +1,101 @@
+"""Bars one at a time, and the observation after each: the live form of trading/market.py.
+
+The features are the same recursion (`trading.features.advance`), so a live observation equals the batch one bit
+for bit. A bar that cannot be right is refused, never repaired.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.errors import DataError
+from trading.features import (
+    BAR_FEATURES,
+    CONTEXT_FEATURES,
+    WARM_UP_BARS,
+    FeatureSettings,
+    advance,
+    initial_state,
+)
+from trading.market import MAX_BREAK_NS, Bars
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One closed bar; `signal` is NaN where the market has none."""
+
+    timestamp_ns: int  # UTC, start of the bar
+    open: float
+    high: float
+    low: float
+    close: float
+    signal: float
+    session: int
+    last_of_session: bool
+
+    def check(self) -> None:
+        """Raise DataError if the prices cannot be right."""
+        prices = (self.open, self.high, self.low, self.close)
+        positive = all(math.isfinite(price) and price > 0 for price in prices)
+        if not positive or self.high < max(prices) or self.low > min(prices):
+            raise DataError(f"bar at {self.timestamp_ns} ns: impossible prices {prices}; the tick is skipped")
+
+
+def replay(bars: Bars) -> Iterator[Bar]:
+    """The bars of a file or a simulation, in order."""
+    last = np.append(bars.session[1:] != bars.session[:-1], True)
+    signal = np.full(len(bars), np.nan) if bars.signal is None else bars.signal
+    columns = (bars.timestamps, bars.open, bars.high, bars.low, bars.close, signal, bars.session, last)
+    for row in zip(*(column.tolist() for column in columns), strict=True):
+        yield Bar(*row)
+
+
+class FeatureWindow:
+    """The last `window` bars' features and the account context, advanced bar by bar.
+
+    Attributes after `push`: `context` float32 [C], `complexity` in [0, 1], `ready` once there is enough history.
+    """
+
+    def __init__(self, settings: FeatureSettings, window: int) -> None:
+        self._parameters = settings.vector()
+        self._window = window
+        self.context = np.zeros(len(CONTEXT_FEATURES), dtype=np.float32)
+        self.complexity = 0.0
+        self._previous: Bar | None = None
+        self._start_over()
+
+    def _start_over(self) -> None:
+        self._state, self._seen = initial_state(), 0
+        self._rows: deque[NDArray[np.float32]] = deque(maxlen=self._window)
+
+    @property
+    def ready(self) -> bool:
+        return self._seen >= max(self._window, WARM_UP_BARS)
+
+    @property
+    def bars(self) -> NDArray[np.float32]:
+        """[W, F], oldest first."""
+        return np.stack(list(self._rows))
+
+    def push(self, bar: Bar) -> None:
+        """Consume one bar. Raises DataError, with nothing changed, if it is impossible or out of order."""
+        bar.check()
+        previous = self._previous
+        if previous is not None and bar.timestamp_ns <= previous.timestamp_ns:
+            raise DataError(f"bar at {bar.timestamp_ns} ns is not after the last one; the tick is skipped")
+        if previous is not None and bar.timestamp_ns - previous.timestamp_ns > MAX_BREAK_NS:
+            self._start_over()
+        first_of_session = previous is None or bar.session != previous.session
+        row = np.empty(len(BAR_FEATURES), dtype=np.float32)
+        values = np.array([bar.open, bar.high, bar.low, bar.close, bar.signal])
+        _, complexity = advance(self._state, values, first_of_session, self._parameters, row, self.context)
+        self.complexity = float(np.float32(complexity))
+        self._rows.append(row)
+        self._seen += 1
+        self._previous = bar
