@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from core.actions import N_ACTIONS, legal_actions
 from core.errors import ModelError
 from core.halting import HaltingRule, HaltReason, halt_reason, minimum_segments, should_halt
-from core.settings import Serving
+from core.settings import Serving, Settings
 from serving.graph import Arrays, Graph, expected_inputs
-from serving.store import StoredModel
+from serving.store import StoredModel, load_version
 
 GOLDEN_TOLERANCE = 1e-3
 ROWS_PER_RUN = 1024  # bounds the memory of a large offline batch; wider runs are not faster on a CPU
@@ -190,6 +190,13 @@ class Engine:
                 residuals.append(float(change / max(float(np.linalg.norm(feeds["z_H"])), 1e-12)))
             feeds |= {"z_H": out["z_H_next"], "z_L": out["z_L_next"], "reset": np.zeros_like(feeds["reset"])}
         return tuple(residuals)
+
+
+def load_engine(settings: Settings, model_id: str) -> Engine:
+    """Read, verify, open and warm `name/version` of the state directory's store. Raises ModelError."""
+    store = settings.paths.state_dir / "models"
+    limit_mb = settings.performance.model_size_limit_mb
+    return Engine(load_version(store, model_id, size_limit_mb=limit_mb), settings.serving)
 
 
 def _split_golden(golden: Mapping[str, NDArray[np.generic]]) -> tuple[Arrays, Arrays]:

@@ -72,11 +72,8 @@ class Event:
 class RolloutStore:
     """The state and its log in one SQLite file. Safe to use from several threads and processes."""
 
-    def __init__(self, file: Path, rollout: Rollout, champion: str | None = None) -> None:
-        """Open or create. `champion` is used only when the file holds no state yet.
-
-        Raises ConfigError when the file cannot be used.
-        """
+    def __init__(self, file: Path, rollout: Rollout) -> None:
+        """Open or create. Raises ConfigError when the file cannot be used."""
         self._rollout = rollout
         file.parent.mkdir(parents=True, exist_ok=True)
         self._engine = sa.create_engine(f"sqlite:///{file}", connect_args={"timeout": BUSY_TIMEOUT_MS / 1000})
@@ -85,7 +82,7 @@ class RolloutStore:
             with self._engine.begin() as connection:
                 connection.exec_driver_sql(BEGIN)
                 _metadata.create_all(connection)
-                first = asdict(RolloutState(champion=champion))
+                first = asdict(RolloutState())
                 connection.execute(sa.insert(_rollout).prefix_with("OR IGNORE").values(id=1, **first))
         except sa.exc.DatabaseError as error:
             self._engine.dispose()

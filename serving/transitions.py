@@ -1,5 +1,6 @@
 """The rollout as pure functions: a state, a command, the next state.
 
+    idle ──install──> idle, once, with the first champion
     idle ──start──> shadow ──promote──> canary (each step) ──promote──> promoted
     any phase ──abort | rollback──> rolled_back (latched)
     promoted | rolled_back ──start──> shadow, after the cool-down and with another challenger
@@ -26,6 +27,7 @@ class Phase(StrEnum):
 
 
 class Command(StrEnum):
+    INSTALL = "install"  # the first champion of an empty service
     START = "start"
     PROMOTE = "promote"
     PAUSE = "pause"
@@ -101,6 +103,10 @@ def _remedy(phase: Phase) -> str:
     return f"allowed now: {', '.join(commands)}"
 
 
+def _install(state: RolloutState, change: Change, rollout: Rollout) -> RolloutState:
+    return replace(state, champion=state.champion or change.champion)
+
+
 def _start(state: RolloutState, change: Change, rollout: Rollout) -> RolloutState:
     champion, challenger = change.champion or state.champion, change.challenger
     if champion is None or challenger is None or champion == challenger:
@@ -168,6 +174,7 @@ def _stay(state: RolloutState, change: Change, rollout: Rollout) -> RolloutState
 Step = Callable[[RolloutState, Change, Rollout], RolloutState]
 
 TRANSITIONS: dict[tuple[Phase, Command], Step] = {
+    (Phase.IDLE, Command.INSTALL): _install,
     (Phase.IDLE, Command.START): _start,
     (Phase.PROMOTED, Command.START): _start,
     (Phase.ROLLED_BACK, Command.START): _start,

@@ -1,0 +1,220 @@
+"""One decision: route, run, fall back, answer. No decision is ever lost.
+
+    routed model ──fails, too slow, or rolled back meanwhile──> stable model ──fails──> HOLD, 1.0
+
+The stable model of a fall-back decides on the account of the arm that was routed: that is the position at stake.
+The other arm runs at the same time in its own lane; the answer waits for it no longer than the inference time limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from core.actions import SAFE_DECISION, Action
+from core.errors import DataError, ModelError
+from serving.engine import Engine
+from serving.lanes import Run, observation
+from serving.routing import Role, route
+from serving.schemas import Account, Decision, DecisionRequest, DecisionResponse
+from serving.service import Live, Service
+
+log = structlog.get_logger()
+
+Facts = dict[str, Any]  # fields of a Decision
+
+SHADOW_QUEUE = 32  # waiting shadow runs beyond which new ones are skipped: they only help while they are fresh
+
+
+@dataclass(frozen=True)
+class _Try:
+    """A model that may answer, in the lane of its role."""
+
+    engine: Engine
+    role: Role
+    lane: Role
+
+
+async def decide(service: Service, request: DecisionRequest) -> DecisionResponse:
+    """Raises ModelError `not_ready` without a champion and DataError on shapes that are not the model's."""
+    started = time.perf_counter()
+    live = service.live
+    routed, other = _arms(service, live, request.symbol)
+    _require_shapes(request, routed.engine)
+    request_id = request.request_id or uuid.uuid4().hex
+    shadow = _start_shadow(service, other, request)
+    role, run = await _first_answer(service, live, routed, request)
+    shadow_run = await _await_shadow(service, shadow, started)
+    facts: Facts = {"request_id": request_id, "symbol": request.symbol, "epoch": service.live.state.epoch}
+    shadowed = None
+    if other is not None and shadow_run is not None and shadow_run.decisions is not None:
+        timing: Facts = {"latency_ms": shadow_run.latency_ms, "fallback": False}
+        shadowed = _decision(shadow_run, other.role, facts | timing)
+    facts["latency_ms"] = (time.perf_counter() - started) * 1e3
+    facts["fallback"] = run is None or run.model_id != routed.engine.id
+    answer = _decision(run, role, facts) if run is not None else _safe(facts)
+    _record(service, answer, shadowed)
+    return DecisionResponse(**answer.model_dump(), shadow=shadowed)
+
+
+def _arms(service: Service, live: Live, symbol: str) -> tuple[_Try, _Try | None]:
+    """The routed arm and, while there is a challenger, the other one."""
+    champion, challenger = live.engine(live.state.champion), live.engine(live.state.challenger)
+    if champion is None:
+        raise ModelError("no champion is loaded; start the service with one, or a rollout", code="not_ready")
+    stable = _Try(champion, "champion", "champion")
+    if challenger is None:
+        return stable, None
+    candidate = _Try(challenger, "challenger", "challenger")
+    if route(symbol, live.state.weight, service.settings.rollout.salt) == "challenger":
+        return candidate, stable
+    return stable, candidate
+
+
+def _stable(live: Live, routed: _Try) -> _Try | None:
+    """Who answers when the routed model does not: the champion, or after a promotion the one before it."""
+    if routed.role == "challenger":
+        champion = live.engine(live.state.champion)
+        return _Try(champion, "champion", "champion") if champion else None
+    fallback = live.engine(live.state.fallback)
+    return _Try(fallback, "champion", "challenger") if fallback else None
+
+
+async def _first_answer(
+    service: Service, live: Live, routed: _Try, request: DecisionRequest
+) -> tuple[Role, Run | None]:
+    account = _account(request, routed.role)
+    for attempt in (routed, _stable(live, routed)):
+        if attempt is None:
+            continue
+        run = await _run(service, attempt, account, request, attempt.role)
+        if run.decisions is not None and _still_decides(service.live, run.model_id):
+            return attempt.role, run
+    return routed.role, None
+
+
+async def _run(service: Service, attempt: _Try, account: Account, request: DecisionRequest, label: str) -> Run:
+    """Run one model and let the guard see it; a verdict takes effect before this returns."""
+    row = observation(request.bars, account.features, request.complexity, account.position)
+    run = await service.lanes[attempt.lane].run(attempt.engine, row)
+    service.telemetry.ran(run, label)
+    if run.error is not None:
+        log.warning("run_without_answer", model=run.model_id, code=run.error_code, error=run.error)
+    state = service.live.state
+    if run.model_id == (state.champion if attempt.role == "champion" else state.challenger):
+        depth = int(run.decisions.segments[0]) if run.decisions is not None else 0
+        service.guard.observe(attempt.role, run.latency_ms, failed=run.failed, segments=depth)
+        service.judge()
+    return run
+
+
+def _still_decides(live: Live, model_id: str) -> bool:
+    """Whether a model that answered has not lost its traffic while it was thinking."""
+    return model_id in (live.state.champion, live.state.challenger, live.state.fallback)
+
+
+def _start_shadow(service: Service, other: _Try | None, request: DecisionRequest) -> asyncio.Task[Run] | None:
+    if other is None:
+        return None
+    if service.lanes[other.lane].waiting >= SHADOW_QUEUE:
+        service.telemetry.shadow_missed.inc()
+        return None
+    return service.spawn(_run(service, other, _account(request, other.role), request, "shadow"))
+
+
+async def _await_shadow(service: Service, shadow: asyncio.Task[Run] | None, started: float) -> Run | None:
+    """The shadow's run if it is done in time; a late one is still counted when it ends."""
+    if shadow is None:
+        return None
+    limit_s = service.settings.performance.inference_timeout_ms / 1e3
+    left_s = max(0.0, limit_s - (time.perf_counter() - started))
+    done, _ = await asyncio.wait({shadow}, timeout=left_s)
+    if not done:
+        service.telemetry.shadow_missed.inc()
+        return None
+    return shadow.result()
+
+
+def _account(request: DecisionRequest, role: Role) -> Account:
+    challenger = request.accounts.challenger
+    return challenger if role == "challenger" and challenger is not None else request.accounts.champion
+
+
+def _require_shapes(request: DecisionRequest, engine: Engine) -> None:
+    schema = engine.manifest.observation
+    W, F, A = schema.window, len(schema.bar_features), len(schema.account_features)
+    if len(request.bars) != W or any(len(bar) != F for bar in request.bars):
+        got = f"{len(request.bars)} bars of {sorted({len(bar) for bar in request.bars})} numbers"
+        raise DataError(f"bars: {engine.id} needs {W} bars of {F} numbers, got {got}", code="shape_mismatch")
+    for role, account in (("champion", request.accounts.champion), ("challenger", request.accounts.challenger)):
+        if account is not None and len(account.features) != A:
+            raise DataError(
+                f"accounts.{role}.features: {engine.id} needs {A} numbers "
+                f"({', '.join(schema.account_features)}), got {len(account.features)}",
+                code="shape_mismatch",
+            )
+
+
+def _decision(run: Run, role: Role, facts: Facts) -> Decision:
+    assert run.decisions is not None  # noqa: S101 - callers checked; for the type checker
+    made = run.decisions
+    name, version = run.model_id.split("/")
+    action = Action(int(made.action[0]))
+    answer: Facts = {
+        "action": int(action),
+        "action_name": action.name,
+        "quantity": float(made.quantity[0]),
+        "probabilities": made.probabilities[0].tolist(),
+        "value": float(made.value[0]),
+        "segments": int(made.segments[0]),
+        "halt_reason": made.halt_reason[0],
+        "model": name,
+        "model_version": version,
+        "role": role,
+    }
+    return Decision.model_validate(answer | facts)
+
+
+def _safe(facts: Facts) -> Decision:
+    """HOLD, 1.0: what is answered when no model could (seed 2.4.1). It names no model, because none decided."""
+    action, quantity = SAFE_DECISION
+    answer: Facts = {
+        "action": int(action),
+        "action_name": action.name,
+        "quantity": quantity,
+        "probabilities": [float(other is action) for other in Action],
+        "value": 0.0,
+        "segments": 0,
+        "halt_reason": "no_model_answered",
+        "model": "none",
+        "model_version": "none",
+        "role": "safe",
+    }
+    return Decision.model_validate(answer | facts)
+
+
+def _record(service: Service, answer: Decision, shadow: Decision | None) -> None:
+    model_id = f"{answer.model}/{answer.model_version}"
+    service.telemetry.answered(model_id, answer.role, fallback=answer.fallback)
+    if shadow is not None and shadow.action != answer.action:
+        service.telemetry.disagreements.inc()
+    log.info(
+        "decision",
+        request_id=answer.request_id,
+        symbol=answer.symbol,
+        model=model_id,
+        role=answer.role,
+        action=answer.action_name,
+        quantity=answer.quantity,
+        segments=answer.segments,
+        halt_reason=answer.halt_reason,
+        latency_ms=round(answer.latency_ms, 3),
+        epoch=answer.epoch,
+        fallback=answer.fallback,
+        shadow_action=shadow.action_name if shadow else None,
+    )

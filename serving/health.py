@@ -1,0 +1,135 @@
+"""The seed's five health checks (6.2.1): each passes or fails for itself, and all must pass."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import numpy as np
+
+from core.halting import minimum_segments
+from serving.engine import Engine
+from serving.lanes import Observation, Run
+from serving.routing import Role
+from serving.service import Service
+
+PROBES = 3  # the median of three: one hiccup of the machine is not the model's slowness
+UNRELATED = math.sqrt(2)  # relative distance of two unrelated states of equal norm: nothing converges there
+
+
+@dataclass(frozen=True)
+class Check:
+    passed: bool
+    details: dict[str, object]
+
+
+async def health(service: Service) -> dict[str, object]:
+    """The seed's document, with `overall_health` "healthy" only when all five checks pass."""
+    checks = {check.__name__: await check(service) for check in CHECKS}
+    healthy = all(check.passed for check in checks.values())
+    return {
+        "overall_health": "healthy" if healthy else "unhealthy",
+        "individual_checks": {
+            name: {"status": "healthy" if check.passed else "unhealthy", "details": check.details}
+            for name, check in checks.items()
+        },
+        "warnings": service.warnings(),
+        "timestamp": datetime.now(UTC).isoformat(),
+    }
+
+
+def ready(service: Service) -> bool:
+    """Whether the model that decides is loaded, warm and matches its golden outputs."""
+    return service.live.engine(service.live.state.champion) is not None
+
+
+async def check_model_loading(service: Service) -> Check:
+    state = service.live.state
+    named = [name for name in (state.champion, state.challenger) if name]
+    loaded = {
+        name: {"provider": engine.provider, "golden_max_abs_error": engine.golden_max_abs_error}
+        for name, engine in service.live.engines.items()
+    }
+    passed = bool(named) and all(name in loaded for name in named)
+    return Check(passed, {"needed": named, "loaded": loaded, "durable": service.live.durable})
+
+
+async def check_inference_performance(service: Service) -> Check:
+    """Runs the models now: median of a few probes against NFR1.1."""
+    limit_ms = service.settings.performance.inference_timeout_ms
+    measured: dict[str, object] = {}
+    passed = bool(service.live.engines)
+    for name in service.live.engines:
+        runs = [await _probe(service, name) for _ in range(PROBES)]
+        latency_ms = statistics.median(run.latency_ms for run in runs)
+        fast = all(run.decisions is not None for run in runs) and latency_ms < limit_ms
+        measured[name] = {"inference_time_ms": latency_ms, "meets_requirement": fast, "error": runs[-1].error}
+        passed = passed and fast
+    return Check(passed, {"limit_ms": limit_ms, "models": measured})
+
+
+async def check_memory_usage(service: Service) -> Check:
+    limit_gb, rss_gb = service.settings.performance.memory_limit_gb, service.guard.rss_gb
+    return Check(0 < rss_gb < limit_gb, {"rss_gb": rss_gb, "limit_gb": limit_gb})
+
+
+async def check_act_mechanism(service: Service) -> Check:
+    """A complex market must be given at least the minimum of segments, and reasoning must end by the maximum."""
+    details: dict[str, object] = {}
+    passed = bool(service.live.engines)
+    for name, engine in service.live.engines.items():
+        rule = engine.manifest.halting
+        if rule is None or engine.manifest.algorithm == "ppo":
+            details[name] = {"applies": False, "why": "decides in one pass"}
+            continue
+        run = await _probe(service, name, complexity=1.0)
+        segments = int(run.decisions.segments[0]) if run.decisions is not None else 0
+        minimum = int(minimum_segments(np.array([1.0]), rule)[0])
+        inside = minimum <= segments <= rule.max_segments
+        details[name] = {"applies": True, "segments": segments, "minimum": minimum, "maximum": rule.max_segments}
+        passed = passed and inside
+    return Check(passed, details)
+
+
+async def check_hierarchical_convergence(service: Service) -> Check:
+    """The high-level state must settle: its last relative change below that of unrelated states."""
+    details: dict[str, object] = {}
+    passed = bool(service.live.engines)
+    for name, engine in service.live.engines.items():
+        if engine.manifest.algorithm == "ppo":
+            details[name] = {"applies": False, "why": "has no recurrent state"}
+            continue
+        settled = all(math.isfinite(change) for change in engine.residuals)
+        settled = settled and (not engine.residuals or engine.residuals[-1] < UNRELATED)
+        details[name] = {"applies": True, "relative_change_of_z_H": list(engine.residuals)}
+        passed = passed and settled
+    return Check(passed, details)
+
+
+async def _probe(service: Service, model_id: str, complexity: float = 0.0) -> Run:
+    """One run on a zero observation, in the lane of the model's role. Not shown to the guard."""
+    engine = service.live.engines[model_id]
+    lane: Role = "champion" if model_id == service.live.state.champion else "challenger"
+    return await service.lanes[lane].run(engine, _zero_observation(engine, complexity))
+
+
+def _zero_observation(engine: Engine, complexity: float) -> Observation:
+    schema = engine.manifest.observation
+    return Observation(
+        bars=np.zeros((1, schema.window, len(schema.bar_features)), np.float32),
+        account=np.zeros((1, len(schema.account_features)), np.float32),
+        complexity=np.array([complexity], np.float32),
+        position=np.zeros(1, np.int64),
+    )
+
+
+CHECKS: tuple[Callable[[Service], Awaitable[Check]], ...] = (
+    check_model_loading,
+    check_inference_performance,
+    check_memory_usage,
+    check_act_mechanism,
+    check_hierarchical_convergence,
+)

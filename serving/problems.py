@@ -1,0 +1,74 @@
+"""Every failure over HTTP is problem+json (RFC 9457) with a stable `code`."""
+
+from __future__ import annotations
+
+import http
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from core.errors import ConfigError, DataError, HrmSystemError, ModelError, RolloutError
+
+log = structlog.get_logger()
+
+STATUS_OF: dict[type[HrmSystemError], int] = {
+    RolloutError: 409,  # the request conflicts with the state of the rollout
+    ModelError: 409,  # the named model cannot be used; the current one keeps serving
+    DataError: 422,
+    ConfigError: 500,
+}
+UNAVAILABLE_CODES = {"not_ready", "shutting_down", "state_not_durable"}
+
+
+def problem(status: int, code: str, detail: str, **extra: object) -> JSONResponse:
+    content = {
+        "type": f"urn:hrm:{code}",
+        "title": http.HTTPStatus(status).phrase,
+        "status": status,
+        "code": code,
+        "detail": detail,
+        **extra,
+    }
+    headers = {"Retry-After": "1"} if status == http.HTTPStatus.SERVICE_UNAVAILABLE else None
+    return JSONResponse(content, status, headers, media_type="application/problem+json")
+
+
+def install(app: FastAPI) -> None:
+    """Register the handlers for our errors, validation errors, HTTP errors and everything unforeseen."""
+    app.add_exception_handler(HrmSystemError, _system_error)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _unforeseen)
+
+
+async def _system_error(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HrmSystemError)  # noqa: S101 - what it is registered for
+    status = next((status for kind, status in STATUS_OF.items() if isinstance(error, kind)), 500)
+    if error.code in UNAVAILABLE_CODES:
+        status = 503
+    return problem(status, error.code, str(error), retryable=error.retryable)
+
+
+async def _invalid(_request: Request, error: Exception) -> JSONResponse:
+    """422 naming every field; never the input, which may be large or not finite."""
+    assert isinstance(error, RequestValidationError)  # noqa: S101 - what it is registered for
+    problems = [
+        {"field": ".".join(str(part) for part in detail["loc"]), "problem": detail["msg"]}
+        for detail in error.errors()[:20]
+    ]
+    first = problems[0]
+    return problem(422, "request_invalid", f"{first['field']}: {first['problem']}", errors=problems)
+
+
+async def _http_error(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)  # noqa: S101 - what it is registered for
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
+    return problem(error.status_code, code, str(error.detail))
+
+
+async def _unforeseen(request: Request, error: Exception) -> JSONResponse:
+    log.error("unforeseen_error", path=request.url.path, exc_info=error)
+    return problem(500, "internal_error", "unforeseen error; the service's log has the details")

@@ -1,0 +1,110 @@
+"""The wire format of /v1: strict, closed and finite."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from serving.transitions import Phase
+
+FLOAT32_MAX = 3.4e38  # larger numbers would overflow to infinity on their way into the model
+Number = Annotated[float, Field(ge=-FLOAT32_MAX, le=FLOAT32_MAX, allow_inf_nan=False)]
+Symbol = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f]+$")]
+ModelId = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}/[a-z0-9][a-z0-9._-]{0,63}$")]
+Text = Annotated[str, Field(max_length=500)]
+
+
+class Message(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Account(Message):
+    """One arm's own portfolio: features [A] in the order of the model's schema, and the sign of its position."""
+
+    features: list[Number] = Field(min_length=1, max_length=1024)
+    position: Literal[-1, 0, 1]
+
+
+class Accounts(Message):
+    """Without a challenger's own account both arms decide on the champion's."""
+
+    champion: Account
+    challenger: Account | None = None
+
+
+class DecisionRequest(Message):
+    """bars [W, F], oldest first, newest closed."""
+
+    symbol: Symbol
+    bars: list[list[Number]] = Field(min_length=1, max_length=4096)
+    complexity: float = Field(ge=0, le=1, allow_inf_nan=False)
+    accounts: Accounts
+    request_id: str | None = Field(default=None, min_length=1, max_length=64)
+
+
+class Decision(Message):
+    """`fallback`: another model than the routed one answered, or HOLD because none could. `epoch` fences orders."""
+
+    request_id: str
+    symbol: str
+    action: int = Field(ge=0, le=4)
+    action_name: str
+    quantity: float
+    probabilities: list[float]
+    value: float
+    segments: int
+    halt_reason: str
+    model: str
+    model_version: str
+    role: Literal["champion", "challenger", "safe"]
+    latency_ms: float
+    epoch: int
+    fallback: bool
+
+
+class DecisionResponse(Decision):
+    shadow: Decision | None = Field(description="the other arm's decision; no order may follow from it")
+
+
+class OutcomeRequest(Message):
+    """What one decision earned in each arm's own virtual portfolio, bps."""
+
+    symbol: Symbol
+    champion_bps: Number
+    challenger_bps: Number
+
+
+class OutcomeResponse(Message):
+    outcomes: int
+    phase: Phase
+
+
+class RolloutRequest(Message):
+    """`version`, when given, must be the current one: nothing changes if somebody else was faster."""
+
+    reason: Text = ""
+    actor: Annotated[str, Field(min_length=1, max_length=64)] = "api"
+    version: int | None = Field(default=None, ge=0)
+
+
+class StartRequest(RolloutRequest):
+    champion: ModelId
+    challenger: ModelId
+
+
+class RolloutResponse(Message):
+    phase: Phase
+    champion: str | None
+    challenger: str | None
+    fallback: str | None
+    weight: int
+    step: int
+    steps: list[int]
+    epoch: int
+    version: int
+    paused: bool
+    latched: bool
+    durable: bool
+    reason: str
+    statistics: dict[str, object]
