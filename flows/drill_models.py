@@ -9,6 +9,8 @@ golden outputs pass, as they do for real models that fail only on inputs nobody 
 from __future__ import annotations
 
 import io
+import statistics
+import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,9 +32,9 @@ HUNGRY_FLOATS = 64 * 1024 * 1024  # 256 MB, which the runtime's arena then keeps
 MATRIX = 384  # of the slow chain of products
 
 
-def publish_policy(store: Path, model_id: str, fault: Fault = "none", *, slow_products: int = 200) -> ModelManifest:
+def publish_policy(store: Path, model_id: str, fault: Fault = "none", *, products: int = 200) -> ModelManifest:
     """Publish a policy with the given sleeping fault; goldens are computed by onnxruntime itself."""
-    graph = policy_graph(fault, slow_products=slow_products)
+    graph = policy_graph(fault, products=products)
     name, version = model_id.split("/")
     return publish(
         store,
@@ -47,7 +49,7 @@ def publish_policy(store: Path, model_id: str, fault: Fault = "none", *, slow_pr
     )
 
 
-def policy_graph(fault: Fault, *, slow_products: int = 200) -> bytes:
+def policy_graph(fault: Fault, *, products: int = 200) -> bytes:
     """A serialised ppo-style graph (docs/architecture.md, "Model files")."""
     kernel = _kernel() * (-1.0 if fault == "opposite" else 1.0)
     nodes = [
@@ -61,7 +63,7 @@ def policy_graph(fault: Fault, *, slow_products: int = 200) -> bytes:
         helper.make_node("Cast", ["any_hot_number"], ["any_hot"], to=TensorProto.BOOL),
         helper.make_node("ReduceMean", ["account"], ["account_mean"], axes=[1], keepdims=0),
         helper.make_node("Mul", ["account_mean", "zero"], ["log_quantity"]),
-        *_fault_nodes(fault, slow_products),
+        *_fault_nodes(fault, products),
         helper.make_node("Add", ["mean", "fault"], ["value"]),
         helper.make_node("Identity", ["raw_logits"], ["action_logits"]),
     ]
@@ -90,6 +92,17 @@ def golden(graph: bytes) -> bytes:
     return buffer.getvalue()
 
 
+def slow_products(limit_ms: float) -> int:
+    """How many products take 1.3 times `limit_ms` on one core of this machine: slow, but not stuck."""
+    matrix = np.zeros((MATRIX, MATRIX), dtype=np.float32)
+    tries = []
+    for _ in range(5):
+        started = time.perf_counter()
+        np.matmul(matrix, matrix)
+        tries.append((time.perf_counter() - started) * 1e3)
+    return max(1, round(1.3 * limit_ms / statistics.median(tries)))
+
+
 def _kernel() -> NDArray[np.float32]:
     """Any fixed kernel: with it, SELL_SHORT is the answer to falling bars and BUY_LONG to rising ones."""
     kernel = np.zeros((SCHEMA.window * len(SCHEMA.bar_features), 5), dtype=np.float32)
@@ -97,13 +110,13 @@ def _kernel() -> NDArray[np.float32]:
     return kernel
 
 
-def _fault_nodes(fault: Fault, slow_products: int) -> list[onnx.NodeProto]:
+def _fault_nodes(fault: Fault, products: int) -> list[onnx.NodeProto]:
     """Nodes that compute the scalar or row `fault`, which is 0 while no bar is above the level."""
     if fault == "not_finite":
         nan = helper.make_node("Constant", [], ["nan"], value=_tensor(np.float32(np.nan)))
         return [nan, helper.make_node("Where", ["hot", "nan", "zero"], ["fault"])]
     if fault == "slow":
-        return [_only_when_hot(_slow_branch(slow_products))]
+        return [_only_when_hot(_slow_branch(products))]
     if fault == "hungry":
         return [_only_when_hot(_hungry_branch())]
     return [helper.make_node("Identity", ["zero"], ["fault"])]

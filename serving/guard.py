@@ -22,7 +22,7 @@ import numpy as np
 
 from core.settings import Triggers
 from serving.routing import Role
-from serving.sequential import PerformanceTest, ratio_exceeded
+from serving.sequential import Collapse, PerformanceTest, ratio_exceeded
 
 WINDOW_LIMIT = 10_000  # samples: bounds memory at high rates, where the window is then shorter in time
 SLOW_RATIO = 0.05  # a p95 above the limit means that more than this part was slower
@@ -54,6 +54,8 @@ class Window:
         self.slow = 0
         self.total = 0  # since the rollout began
         self.total_failed = 0
+        self._failing = Collapse(triggers.error_ratio)
+        self._slowing = Collapse(SLOW_RATIO)
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -63,12 +65,22 @@ class Window:
         self._count(sample, 1)
         self.total += 1
         self.total_failed += sample.failed
+        self._failing.add(sample.failed)
+        self._slowing.add(sample.latency_ms > self._triggers.latency_ms)
         self.prune(sample.at)
 
     def prune(self, now: float) -> None:
         oldest = now - self._triggers.window_s
         while self._samples and (self._samples[0].at < oldest or len(self._samples) > WINDOW_LIMIT):
             self._count(self._samples.popleft(), -1)
+
+    @property
+    def too_slow(self) -> bool:
+        return self._slowing.fired or ratio_exceeded(self.slow, len(self), SLOW_RATIO)
+
+    @property
+    def too_faulty(self) -> bool:
+        return self._failing.fired or ratio_exceeded(self.failed, len(self), self._triggers.error_ratio)
 
     def _count(self, sample: Sample, sign: int) -> None:
         self.failed += sign * sample.failed
@@ -117,9 +129,9 @@ class Guard:
         window = self.windows[role]
         window.prune(self._clock())
         if len(window) >= self._triggers.min_samples:
-            if ratio_exceeded(window.slow, len(window), SLOW_RATIO):
+            if window.too_slow:
                 return Trigger.LATENCY
-            if ratio_exceeded(window.failed, len(window), self._triggers.error_ratio):
+            if window.too_faulty:
                 return Trigger.ERRORS
         if role == "challenger" and self.performance.outcomes >= self._triggers.min_samples:
             return Trigger.PERFORMANCE if self.performance.degraded else None
