@@ -49,9 +49,9 @@ def paper_settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture(scope="session")
 def paper_bars() -> Bars:
-    """12 synthetic sessions of 30 bars: about 150 decisions after the warm-up."""
+    """10 synthetic sessions of 30 bars: about 100 decisions after the warm-up."""
     law = load_settings(preset="compact", environ={}).synthetic_market
-    return simulate(law.model_copy(update={"bars_per_session": 30}), sessions=12, seed=3).bars
+    return simulate(law.model_copy(update={"bars_per_session": 30}), sessions=10, seed=3).bars
 
 
 @pytest.fixture
