@@ -26,7 +26,7 @@ from core.actions import Action
 from core.errors import HrmSystemError, RolloutError
 from core.settings import Settings
 from flows.drill_models import FAULT_LEVEL, SCHEMA, Fault, publish_policy, slow_products
-from flows.service_process import ServiceProcess
+from flows.service_process import ServiceProcess, service_process
 from serving import client as calls
 from serving.client import AsyncServiceClient
 
@@ -84,16 +84,16 @@ def _drill(settings: Settings, state_dir: Path, scenario: Scenario) -> dict[str,
     publish_policy(store, CHALLENGER, scenario.fault, products=slow_products(settings.triggers.latency_ms))
     settings = _in_folder(settings, state_dir)
     if scenario.trigger == "memory_overflow":
-        with ServiceProcess(settings, champion=CHAMPION) as service:
+        with service_process(settings, champion=CHAMPION) as service:
             resident_gb = asyncio.run(_resident_under_load(service))
         settings = _with_memory_limit(settings, resident_gb + MEMORY_HEADROOM_GB)
-    with ServiceProcess(settings, champion=CHAMPION) as service:
+    with service_process(settings, champion=CHAMPION) as service:
         return asyncio.run(_break_challenger(service, scenario))
 
 
 def _in_folder(settings: Settings, state_dir: Path) -> Settings:
     paths = settings.paths.model_copy(update={"state_dir": state_dir})
-    serving = settings.serving.model_copy(update={"port": 0, "host": "127.0.0.1"})
+    serving = settings.serving.model_copy(update={"host": "127.0.0.1"})
     return settings.model_copy(update={"paths": paths, "serving": serving})
 
 

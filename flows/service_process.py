@@ -1,4 +1,4 @@
-"""The inference service as a child process: started with the given settings, ready, and always ended."""
+"""The inference service as a child process with exactly the given settings, ready when the block begins."""
 
 from __future__ import annotations
 
@@ -6,94 +6,63 @@ import json
 import os
 import subprocess
 import sys
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Self
 
 import httpx
 import yaml
 
-from core.errors import ConfigError
-from core.settings import ENV_PREFIX, Settings
+from core.settings import Settings
+from flows.processes import child, wait_until_healthy
 
-READY_LIMIT_S = 30.0
-STOP_LIMIT_S = 10.0
+READY_LIMIT_S = 60.0
+ROOT = Path(__file__).resolve().parent.parent
 
 
+@dataclass(frozen=True)
 class ServiceProcess:
-    """Context manager around `python -m serving`. Port 0 picks a free port; `url` and `token` are set once ready."""
+    """A running service. `process` may be killed; leaving the block ends it in any case."""
 
     url: str
     token: str
+    process: subprocess.Popen[bytes]
+    log: Path
 
-    def __init__(self, settings: Settings, *, champion: str | None = None) -> None:
-        self._settings = settings
-        self._state_dir = settings.paths.state_dir
-        self._champion = champion
-        self.log_file = self._state_dir / "service.log"
 
-    def __enter__(self) -> Self:
-        self._state_dir.mkdir(parents=True, exist_ok=True)
-        arguments = ["--champion", self._champion] if self._champion else []
-        self._log: IO[bytes] = self.log_file.open("wb")
-        self.process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-            [sys.executable, "-m", "serving", *arguments],
-            stdout=self._log,
-            stderr=self._log,
-            env=_environment(self._settings),
-            cwd=Path(__file__).resolve().parent.parent,
-        )
-        try:
-            self._wait_until_ready()
-        except BaseException:
-            self.stop()
-            raise
-        self.token = (self._state_dir / "api_token").read_text(encoding="utf-8").strip()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
-    def stop(self) -> int:
-        """SIGTERM, then SIGKILL if it does not end. Returns the exit code."""
-        if self.process.poll() is None:
-            self.process.terminate()
-        try:
-            return self.process.wait(STOP_LIMIT_S)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            return self.process.wait()
-        finally:
-            self._log.close()
-
-    def _wait_until_ready(self) -> None:
-        deadline = time.monotonic() + READY_LIMIT_S
-        while time.monotonic() < deadline:
-            if self.process.poll() is not None:
-                break
-            self.url = _listening_at(self.log_file)
-            if self.url and _answers(self.url):
-                return
-            time.sleep(0.05)
-        log = self.log_file.read_text(encoding="utf-8", errors="replace")
-        raise ConfigError(f"the service did not start ({self.log_file}):\n{log[-2000:]}")
+@contextmanager
+def service_process(settings: Settings, *, champion: str | None = None) -> Iterator[ServiceProcess]:
+    """Run `python -m serving` on a free port, whatever `settings.serving.port` says. Raises ConfigError."""
+    state_dir = settings.paths.state_dir
+    log = state_dir / "service.log"
+    log.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "serving", *(["--champion", champion] if champion else [])]
+    with child("the inference service", command, log=log, env=_environment(settings)) as running:
+        wait_until_healthy(running, lambda: _answers(_listening_at(log)), READY_LIMIT_S)
+        token = (state_dir / "api_token").read_text(encoding="utf-8").strip()
+        yield ServiceProcess(_listening_at(log), token, running.process, log)
 
 
 def _environment(settings: Settings) -> dict[str, str]:
-    """The parent's environment with exactly these settings in place of its own HRM_ variables."""
+    """A settings file for the child, and the few variables that must win over inherited ones."""
     file = settings.paths.state_dir / "service-settings.yaml"
+    file.parent.mkdir(parents=True, exist_ok=True)
     tree = settings.model_dump(mode="json") | {"presets": {settings.preset: {}}}
     file.write_text(yaml.safe_dump(tree), encoding="utf-8")
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
-    return inherited | {"HRM_SETTINGS": str(file)}
+    return {
+        "HRM_SETTINGS": str(file),
+        "HRM_PRESET": settings.preset,
+        "HRM_PATHS__STATE_DIR": str(settings.paths.state_dir),
+        "HRM_SERVING__PORT": "0",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+    }
 
 
-def _listening_at(log_file: Path) -> str:
+def _listening_at(log: Path) -> str:
     """The address from the service's own `listening` line, or an empty string."""
-    for line in log_file.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
         if '"listening"' in line:
             entry = json.loads(line)
             return f"http://{entry['host']}:{entry['port']}"
@@ -102,6 +71,8 @@ def _listening_at(log_file: Path) -> str:
 
 def _answers(url: str) -> bool:
     """Live is enough: a service without a champion is started to be given one."""
+    if not url:
+        return False
     try:
         return httpx.get(f"{url}/health/live", timeout=2.0, trust_env=False).status_code == httpx.codes.OK
     except httpx.TransportError:
