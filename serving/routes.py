@@ -28,7 +28,7 @@ from serving.transitions import Change, Command
 router = APIRouter()
 
 
-def _service(request: Request) -> Service:
+async def _service(request: Request) -> Service:  # async: a plain function would cost a thread hop
     service: Service = request.app.state.service
     return service
 
