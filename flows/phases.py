@@ -6,8 +6,11 @@ A phase is a plain function from a run to its numbers, `{"metrics": {...}, ...}`
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ from typing import Any
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.context import FlowRunContext
 
-from core.gates import judge
+from core.gates import Check, Verdict, judge
 from flows.progress import report
 from flows.run_state import PhaseRecord, Run, load_run, to_json
 from trading.dataset import Dataset, build_dataset
@@ -36,17 +39,19 @@ def _carry_out(run: Run, phase: str, work: Work) -> PhaseRecord:
     report(phase, 0.0, "starting")
     started = time.monotonic()
     result = to_json(work(run))
-    gate = judge(result["metrics"], getattr(run.settings.gates, phase))
-    record = PhaseRecord(
-        phase=phase,
-        verdict=gate.verdict,
-        reason=gate.reason,
-        checks=gate.checks,
-        result=result,
-        seconds=time.monotonic() - started,
-    )
+    verdict, reason, checks = _judged(run, phase, result)
+    seconds = time.monotonic() - started
+    record = PhaseRecord(phase=phase, verdict=verdict, reason=reason, checks=checks, result=result, seconds=seconds)
     run.record(record)
     return record
+
+
+def _judged(run: Run, phase: str, result: dict[str, Any]) -> tuple[Verdict, str, tuple[Check, ...]]:
+    """The gate's verdict, unless the guard has rolled back meanwhile: that is a fail, whatever the numbers."""
+    gate = judge(result["metrics"], getattr(run.settings.gates, phase))
+    if "rolled_back_by" in result:
+        return Verdict.FAIL, f"rolled back by the service: {result['rolled_back_by']}", gate.checks
+    return gate.verdict, gate.reason, gate.checks
 
 
 def summary(record: PhaseRecord) -> dict[str, Any]:
@@ -89,10 +94,26 @@ def dataset_of(run: Run) -> Dataset:
 @lru_cache(maxsize=1)
 def _dataset(folder: Path) -> Dataset:
     run = load_run(folder)
-    return build_dataset(run.settings, run.inputs.data, run.inputs.seed)
+    data = build_dataset(run.settings, run.inputs.data, run.inputs.seed)
+    if data.optimum_known:
+        return data
+    # A file's values are labels for training, not an optimum: no regret can be computed from them.
+    return replace(data, validation=replace(data.validation, values=None), test=replace(data.test, values=None))
 
 
 def free_version(run: Run, name: str) -> str:
     """A version that is not published yet: the run's id, numbered if the run was killed after publishing."""
     versions = [run.id, *(f"{run.id}-{attempt}" for attempt in range(2, 100))]
     return next(version for version in versions if not (run.models / name / version).exists())
+
+
+def git_commit() -> str | None:
+    """The commit of this code, where it runs from a git checkout."""
+    root = Path(__file__).parent.parent
+    git = shutil.which("git")
+    if git is None:
+        return None
+    done = subprocess.run(  # noqa: S603 - git's own path, fixed arguments
+        [git, "rev-parse", "HEAD"], capture_output=True, text=True, cwd=root, check=False
+    )
+    return done.stdout.strip() or None

@@ -41,11 +41,12 @@ class Service(Protocol):
 
 @dataclass(frozen=True)
 class Course:
-    """What is replayed: a market, the observation, the price of turnover."""
+    """What is replayed: a market, the observation, the price of turnover, and whether its optimum is known."""
 
     market: Market
     schema: ObservationSchema
     cost_bps: float
+    optimum_known: bool
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,8 @@ class Arm:
     """One arm's virtual portfolios over all lanes, and what it did in them."""
 
     env: SessionEnv
-    return_bps: Floats
-    regret_bps: Floats
+    return_bps: Floats  # [B]
+    regret_bps: Floats | None  # [B]; None where the optimum is unknown
     decided: list[Decided] = field(default_factory=list)
     position: list[int] = field(default_factory=list)  # after each decision
     acting: dict[int, bool] = field(default_factory=dict)  # by lane, at its latest decision
@@ -75,13 +76,13 @@ class Arm:
     @classmethod
     def of(cls, course: Course, sessions: Ints) -> Arm:
         env = SessionEnv(course.market, course.schema, sessions, course.cost_bps)
-        return cls(env, np.zeros(len(sessions)), np.zeros(len(sessions)))
+        return cls(env, np.zeros(len(sessions)), np.zeros(len(sessions)) if course.optimum_known else None)
 
     def take(self, decided: Sequence[Decided], before: Ints) -> Step:
         """Act on all lanes, from positions `before` [B]; lanes whose session has ended ignore it."""
         step = self.env.step(np.array([one.action for one in decided]))
         self.return_bps += step.reward_bps
-        if self.env.market.values is not None:
+        if self.regret_bps is not None:
             self.regret_bps += regret_of(step, before, self.env.market, self.env.cost_bps)
         for row in np.flatnonzero(step.active).tolist():
             self.decided.append(decided[row])
@@ -175,19 +176,33 @@ def _ask(service: Service, request: dict[str, Any]) -> Answer | None:
 
 
 def _decided(answer: Answer | None, role: str) -> Decided:
-    """The part of an answer that is `role`'s: the acting decision or its shadow."""
-    for acting, part in ((True, answer), (False, (answer or {}).get("shadow"))):
-        if part is not None and part["role"] == role:
-            return Decided(
-                action=int(part["action"]),
-                quantity=float(part["quantity"]),
-                segments=int(part["segments"]),
-                latency_ms=float(part["latency_ms"]),
-                model=f"{part['model']}/{part['model_version']}",
-                acting=acting,
-                failed=bool(part["fallback"]),
-            )
-    return Decided()
+    """The part of an answer that is `role`'s: its shadow, or what was answered to the arm it was routed to.
+
+    A missing shadow is a failure: it was late or wrong. So is an acting decision that another model had to take.
+    """
+    if answer is None:
+        return Decided()
+    shadow = answer.get("shadow")
+    if shadow is not None and shadow["role"] == role:
+        return _read(shadow, acting=False)
+    routed = answer["role"] if shadow is None else _other(shadow["role"])
+    return _read(answer, acting=True) if routed == role else Decided()
+
+
+def _other(role: str) -> str:
+    return BOTH[1 - BOTH.index(role)]
+
+
+def _read(part: Answer, *, acting: bool) -> Decided:
+    return Decided(
+        action=int(part["action"]),
+        quantity=float(part["quantity"]),
+        segments=int(part["segments"]),
+        latency_ms=float(part["latency_ms"]),
+        model=f"{part['model']}/{part['model_version']}",
+        acting=acting,
+        failed=bool(part["fallback"]),
+    )
 
 
 def arms_of(replays: Sequence[Replay], role: str) -> list[Arm]:

@@ -1,0 +1,135 @@
+"""Phase 2: train the HRM, publish its best weights, compare it with the incumbent on sessions neither has seen.
+
+Every `validation_frequency` epochs the moving average of the weights plays the validation sessions; the best one,
+by regret where the optimum is known and by return elsewhere, is exported. The export proves that onnxruntime
+computes what torch does. The comparison is paired by session.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, task
+
+from flows.measure import arm_numbers, engine_of, evaluate_on_test, footprint
+from flows.phases import complete, dataset_of, free_version, git_commit, summary
+from flows.progress import report
+from flows.run_state import Run, load_run
+from hrm.agent import HRMAgent
+from hrm.export import export_model
+from hrm.trainer import TrainingBatch
+from trading.dataset import Dataset, training_batches
+from trading.evaluation import Evaluation, advantage, evaluate, mean_interval
+
+PHASE = "hrm_training"
+MODEL = "hrm"
+VALIDATION_SESSIONS = 100  # enough to rank epochs, few enough to leave the time to training
+
+
+@flow(name=PHASE, timeout_seconds=24 * 3600)
+def hrm_training(run_dir: str) -> dict[str, Any]:
+    """Train, export and evaluate the HRM. `run_dir`: a folder under <state_dir>/runs with a finished baseline."""
+    return summary(complete(run_dir, PHASE, train_and_compare))
+
+
+def train_and_compare(run: Run) -> dict[str, Any]:
+    """`model`, `curve`, `latency_ms`, `test` numbers of the HRM and the gate's `metrics`."""
+    incumbent = run.result("ppo_baseline_capture")["model"]
+    trained = train_challenger(str(run.folder))
+    report(PHASE, 0.92, "comparing on held-out sessions")
+    return trained | compare_on_test(str(run.folder), trained["model"], incumbent)
+
+
+@task(name="train_hrm")
+def train_challenger(run_dir: str) -> dict[str, Any]:
+    """Train and publish an HRM; its id, its size and the learning curve."""
+    import torch
+
+    run = load_run(Path(run_dir))
+    data = dataset_of(run)
+    torch.set_num_threads(2)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    agent = HRMAgent(data.schema, run.settings, data.cost_bps, device=device, seed=run.inputs.seed)
+    curve = fit(agent, data, run)
+    report(PHASE, 0.9, "exporting")
+    manifest = export_model(
+        agent.model,
+        store=run.models,
+        name=MODEL,
+        version=free_version(run, MODEL),
+        settings=run.settings,
+        metrics={"validation": min(point["loss_bps"] for point in curve)},
+        dataset_digest=data.digest,
+        git_commit=git_commit(),
+    )
+    return {
+        "model": f"{manifest.name}/{manifest.version}",
+        "parameters": manifest.parameters,
+        "preset": manifest.preset,
+        "curve": curve,
+    }
+
+
+def fit(agent: HRMAgent, data: Dataset, run: Run) -> list[dict[str, float]]:
+    """Train through all epochs and leave the best averaged weights in the agent; the learning curve."""
+    hyper, batch_size = run.settings.training_params.hrm, run.settings.performance.batch_size
+    steps = max(1, hyper.rows_per_epoch // batch_size)
+    batches = training_batches(data, run.settings, batch_size, run.inputs.seed)
+    curve: list[dict[str, float]] = []
+    best: dict[str, Any] = {}
+    for epoch in range(1, hyper.max_epochs + 1):
+        train_loss = _epoch(agent, batches, steps, (epoch, hyper.max_epochs))
+        if epoch % hyper.validation_frequency and epoch != hyper.max_epochs:
+            continue
+        validation = evaluate(
+            agent.decide_batch,
+            data.validation,
+            data.schema,
+            data.cost_bps,
+            data.validation.sessions[:VALIDATION_SESSIONS],
+        )
+        point = {"epoch": epoch, "train_loss": train_loss, "loss_bps": selection_loss(validation)}
+        if not curve or point["loss_bps"] < min(earlier["loss_bps"] for earlier in curve):
+            best = copy.deepcopy(agent.model.state_dict())
+        curve.append(point | {"mean_segments": validation.mean_segments})
+    agent.model.load_state_dict(best)
+    return curve
+
+
+def _epoch(agent: HRMAgent, batches: Any, steps: int, at: tuple[int, int]) -> float:
+    """Mean loss of one epoch; `at` is (this epoch, epochs)."""
+    epoch, epochs = at
+    total = 0.0
+    for step in range(steps):
+        batch = TrainingBatch.from_numpy(next(batches), agent.trainer.device)
+        total += agent.trainer.train_step(batch)
+        if step % 20 == 0:
+            report(PHASE, 0.9 * (epoch - 1 + step / steps) / epochs, f"epoch {epoch} of {epochs}")
+    return total / steps
+
+
+def selection_loss(evaluation: Evaluation) -> float:
+    """What the best weights minimise, bps per session: regret, or the negative return without an optimum."""
+    if evaluation.regret_bps is not None:
+        return float(evaluation.regret_bps.mean())
+    return -float(evaluation.return_bps.mean())
+
+
+@task(name="compare_hrm_with_ppo")
+def compare_on_test(run_dir: str, challenger: str, champion: str) -> dict[str, Any]:
+    run = load_run(Path(run_dir))
+    cost = footprint(run, challenger)
+    latency_ms = cost.pop("latency_ms")
+    theirs, ours = evaluate_on_test(run, champion), evaluate_on_test(run, challenger)
+    paired = mean_interval(advantage(ours, theirs))
+    metrics = cost | {
+        "parity_max_abs_error": engine_of(run, challenger).manifest.metrics["parity_max_abs_error"],
+        "advantage_bps_per_day": paired.value,
+        "advantage_ci95_low": paired.ci95_low,
+        "advantage_ci95_high": paired.ci95_high,
+        "hrm_return_bps_per_day": float(ours.return_bps.mean()),
+        "ppo_return_bps_per_day": float(theirs.return_bps.mean()),
+    }
+    return {"metrics": metrics, "latency_ms": latency_ms, "test": arm_numbers(ours)}

@@ -1,0 +1,86 @@
+"""Phase 1 (seed 6.1.1): train the incumbent, publish it, record what a successor must beat."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from prefect import flow, task
+
+from flows.measure import arm_numbers, evaluate_on_test, footprint
+from flows.phases import complete, dataset_of, free_version, git_commit, summary
+from flows.progress import report
+from flows.run_state import Run, load_run
+from trading.dataset import Dataset
+from trading.env import EndlessEnv, SessionEnv
+from trading.features import sizing_log_quantity
+
+PHASE = "ppo_baseline_capture"
+MODEL = "ppo"
+
+
+@flow(name=PHASE, timeout_seconds=7200)
+def ppo_baseline_capture(run_dir: str) -> dict[str, Any]:
+    """Train, export and measure the PPO. `run_dir`: a folder under <state_dir>/runs."""
+    return summary(complete(run_dir, PHASE, capture))
+
+
+def capture(run: Run) -> dict[str, Any]:
+    """`model`, `curve` of the training, `latency_ms`, `test` numbers and the gate's `metrics`."""
+    trained = train_incumbent(str(run.folder))
+    report(PHASE, 0.9, "measuring")
+    return trained | measure_incumbent(str(run.folder), trained["model"])
+
+
+@task(name="train_ppo")
+def train_incumbent(run_dir: str) -> dict[str, Any]:
+    """Train and publish a PPO; its id and the mean reward per step (bps) as it learned."""
+    import torch
+
+    from baselines import ppo
+
+    run = load_run(Path(run_dir))
+    data, seed = dataset_of(run), run.inputs.seed
+    curve: list[tuple[int, float]] = []
+
+    def progress(done: int, total: int, reward_bps: float) -> None:
+        curve.append((done, reward_bps))
+        report(PHASE, 0.9 * done / total, f"{done:,} of {total:,} steps")
+
+    torch.set_num_threads(2)
+    agent = ppo.train(training_env(run, data), data.schema, run.settings, seed=seed, progress=progress)
+    manifest = ppo.export(
+        agent,
+        store=run.models,
+        name=MODEL,
+        version=free_version(run, MODEL),
+        metrics={},
+        dataset_digest=data.digest,
+        git_commit=git_commit(),
+    )
+    return {"model": f"{manifest.name}/{manifest.version}", "curve": curve}
+
+
+@task(name="measure_ppo")
+def measure_incumbent(run_dir: str, model: str) -> dict[str, Any]:
+    run = load_run(Path(run_dir))
+    cost = footprint(run, model)
+    latency_ms = cost.pop("latency_ms")
+    test = arm_numbers(evaluate_on_test(run, model))
+    return {"metrics": cost, "latency_ms": latency_ms, "test": test}
+
+
+def training_env(run: Run, data: Dataset) -> EndlessEnv:
+    """Random training sessions for ever, `n_envs` at a time."""
+    market, trading = data.train, run.settings.trading
+    rng = np.random.default_rng(run.inputs.seed)
+    first = rng.choice(market.sessions, size=run.settings.training_params.ppo.n_envs)
+    log_quantity = sizing_log_quantity(
+        market.volatility,
+        market.bars.close,
+        capital=trading.initial_capital,
+        target_volatility_bps=trading.target_volatility_bps,
+        max_quantity=trading.max_quantity,
+    )
+    return EndlessEnv(SessionEnv(market, data.schema, first, data.cost_bps), log_quantity, run.inputs.seed)

@@ -1,0 +1,204 @@
+"""The inference service as the flows see it: found running or started, spoken to over HTTP, ended if started here.
+
+If a service answers at `serving.host:port` with this state directory's token it is used; else one is started on a
+free port for as long as the block lasts. Its state is durable, so phases need not share a process.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+
+from core.errors import HrmSystemError, RolloutError
+from core.settings import Settings
+from flows.phases import dataset_of
+from flows.processes import child, free_port, wait_until_healthy
+from flows.progress import report
+from flows.replay import Course
+from flows.run_state import Run
+from serving import client as api
+from serving.auth import read_or_create_token
+from serving.client import ServiceClient, ServiceError
+from trading.market import Ints, Market
+
+LANES = 20  # symbols at a time: a step of 5 % is one of them
+VALIDATION_SHARE = 0.6  # of the test sessions for the shadow phase; the rollout replays the others
+START_DEADLINE_S = 60.0
+ACTOR = "flows"
+RETRY_S = 1.0
+HARD_LIMITS = {"OMP_NUM_THREADS": "1"}  # of the service: one thread per run, several runs at a time
+
+
+@dataclass(frozen=True)
+class RunningService:
+    """The calls flows make. They raise ServiceError when it refuses and RolloutError when it does not answer."""
+
+    client: ServiceClient
+    pid: int | None  # None: not our child
+
+    def decide(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        return self._call(api.decision(**request))
+
+    def outcome(self, symbol: str, champion_bps: float, challenger_bps: float) -> None:
+        self._call(api.outcome(symbol, champion_bps=champion_bps, challenger_bps=challenger_bps))
+
+    def rollout(self) -> dict[str, Any]:
+        return self._call(api.rollout())
+
+    def events(self) -> list[dict[str, Any]]:
+        """The whole log of the rollout, oldest first."""
+        events: list[dict[str, Any]] = []
+        while page := self._call(api.events(after=events[-1]["version"] if events else 0))["events"]:
+            events += page
+        return events
+
+    def start(self, champion: str, challenger: str, reason: str) -> dict[str, Any]:
+        return self._call(api.start(champion, challenger, reason=reason, actor=ACTOR))
+
+    def promote(self, reason: str) -> dict[str, Any]:
+        return self._call(api.command("promote", reason=reason, actor=ACTOR))
+
+    def roll_back(self, reason: str) -> dict[str, Any]:
+        return self._call(api.command("rollback", reason=reason[:500], actor=ACTOR))
+
+    def health(self) -> dict[str, Any]:
+        return self._call(api.health())
+
+    def memory_gb(self) -> float | None:
+        """Resident set of the service, None where it is not our child."""
+        return None if self.pid is None else psutil.Process(self.pid).memory_info().rss / 1e9
+
+    def _call(self, call: api.Call) -> dict[str, Any]:
+        try:
+            return self.client.call(call)
+        except httpx.TransportError as error:
+            raise RolloutError(f"the service did not answer {call.path}: {error!r}", retryable=True) from None
+
+
+@contextmanager
+def running_service(run: Run) -> Iterator[RunningService]:
+    """The service of the run's state directory: the one that listens, else a child. Raises ConfigError."""
+    with reachable_service(run.settings) as service:
+        if service is not None:
+            yield service
+            return
+    with _started(run) as started:
+        yield started
+
+
+@contextmanager
+def reachable_service(settings: Settings) -> Iterator[RunningService | None]:
+    """The service at `serving.host:port` if it is live and accepts our token, else None."""
+    with _client(settings, settings.serving.port) as client:
+        service = RunningService(client, None)
+        try:
+            service.rollout()
+            found = True
+        except HrmSystemError:
+            found = False  # nobody listens, or somebody else's service
+        yield service if found else None
+
+
+@contextmanager
+def _started(run: Run) -> Iterator[RunningService]:
+    settings = run.settings
+    port = free_port(settings.serving.host)
+    command = [sys.executable, "-m", "serving", "--champion", run.result("ppo_baseline_capture")["model"]]
+    env = HARD_LIMITS | {
+        "HRM_PATHS__STATE_DIR": str(settings.paths.state_dir),
+        "HRM_SERVING__PORT": str(port),
+        "HRM_PRESET": settings.preset,
+        "PYTHONPATH": os.pathsep.join(filter(None, [_root(), os.environ.get("PYTHONPATH")])),
+    }
+    log = run.folder / "logs" / "service.log"
+    with child("the inference service", command, log=log, env=env) as process, _client(settings, port) as client:
+        service = RunningService(client, process.process.pid)
+        wait_until_healthy(process, lambda: _ready(service), START_DEADLINE_S)
+        yield service
+
+
+def _root() -> str:
+    return str(Path(__file__).parent.parent)
+
+
+def _client(settings: Settings, port: int) -> ServiceClient:
+    token = read_or_create_token(settings.paths.state_dir)
+    return ServiceClient(f"http://{settings.serving.host}:{port}", token)
+
+
+def _ready(service: RunningService) -> bool:
+    try:
+        return service.rollout()["champion"] is not None
+    except RolloutError:
+        return False
+
+
+def ensure_started(service: RunningService, run: Run, phase: str) -> dict[str, Any]:
+    """The rollout of this run's two models: started now, or found where a killed run left it.
+
+    Waits out the cool-down after a rollback. Raises RolloutError if another rollout is under way.
+    """
+    champion = run.result("ppo_baseline_capture")["model"]
+    challenger = run.result("hrm_training")["model"]
+    while True:
+        state = service.rollout()
+        if state["challenger"] == challenger or state["champion"] == challenger:
+            return state
+        if state["challenger"] is not None:
+            raise RolloutError(
+                f"a rollout of {state['challenger']} is under way; finish it, or end it with `hrm rollout abort`",
+                code="rollout_under_way",
+            )
+        try:
+            return service.start(champion, challenger, f"migration {run.id}")
+        except ServiceError as error:
+            if error.code != "cool_down":
+                raise
+            report(phase, 0.0, str(error))
+            time.sleep(RETRY_S)
+
+
+def course_of(run: Run) -> Course:
+    data = dataset_of(run)
+    return Course(data.test, data.schema, data.cost_bps, data.optimum_known)
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """Symbols and sessions for replays: NAME#01, NAME#02, ... each living through a held-out session.
+
+    One market stands in for many symbols, so that a weight in percent of symbols means something.
+    """
+
+    name: str
+    validation: Ints
+    rollout: Ints
+
+    @classmethod
+    def of(cls, test: Market) -> Lanes:
+        """The first sessions of the test market for the shadow phase, later ones for the rollout."""
+        sessions = test.sessions
+        cut = int(len(sessions) * VALIDATION_SHARE)
+        return cls(test.name, sessions[:cut], sessions[cut:])
+
+    def for_validation(self, number: int) -> dict[str, int]:
+        """Round `number`, from 0: symbol to session; empty when all sessions have been replayed."""
+        return self._pair(self.validation[number * LANES : (number + 1) * LANES], 0)
+
+    def for_rollout(self, *, first_symbol: int, first_session: int) -> dict[str, int]:
+        """LANES symbols from `first_symbol` on; sessions start over when there are too few."""
+        places = (first_session + np.arange(LANES)) % len(self.rollout)
+        return self._pair(self.rollout[places], first_symbol)
+
+    def _pair(self, sessions: Ints, first_symbol: int) -> dict[str, int]:
+        return {f"{self.name}#{first_symbol + i + 1:02d}": int(session) for i, session in enumerate(sessions)}
