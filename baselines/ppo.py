@@ -2,8 +2,9 @@
 
 Shapes: E environments in lock-step, T steps of one rollout, B a minibatch of their E*T samples.
 Costs are waived at first and ramp up (`cost_warmup_ratio` of the training): under full costs a random policy learns
-to stop trading before it learns when to trade. Direction is learned from reward. Size is regressed on a volatility-scaled target (the same for every model), so a
-comparison of two agents is a comparison of their decisions, not of their leverage.
+to stop trading before it learns when to trade. Direction is learned from reward. Size is regressed on a
+volatility-scaled target (the same for every model), so a comparison of two agents is a comparison of their
+decisions, not of their leverage.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.distributions import Categorical
 
 from core.actions import N_ACTIONS, SAFE_DECISION, legal_actions
 from core.observation import Observation, ObservationSchema
@@ -37,9 +37,7 @@ class VectorEnv(Protocol):
         """(bars [E, W, F], account [E, A], position [E], log quantity target [E])."""
         ...
 
-    def step(
-        self, action: NDArray[np.int64]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
+    def step(self, action: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
         """(reward after costs in bps [E], the costs in it [E], terminated [E])."""
         ...
 
@@ -79,10 +77,9 @@ def _linear(inputs: int, outputs: int, gain: float) -> nn.Linear:
     return layer
 
 
-def masked(logits: Tensor, position: Tensor) -> Categorical:
-    """The policy over the actions that are legal in `position` [B]."""
-    legal = _LEGAL[position + 1]
-    return Categorical(logits=logits.masked_fill(~legal, ILLEGAL_LOGIT), validate_args=False)
+def log_policy(logits: Tensor, position: Tensor) -> Tensor:
+    """Log-probabilities [B, 5] over the actions that are legal in `position` [B]."""
+    return torch.log_softmax(logits.masked_fill(~_LEGAL[position + 1], ILLEGAL_LOGIT), dim=1)
 
 
 _LEGAL = torch.from_numpy(legal_actions(np.array([-1, 0, 1])))
@@ -157,24 +154,26 @@ def train(
 def _collect(network: PpoNetwork, env: VectorEnv, hyper: PpoTraining, waived: float) -> tuple[Rollout, float]:
     """One rollout of T = n_steps in every environment, with advantages; a share `waived` of the costs is forgiven."""
     steps: list[tuple[Tensor, ...]] = []
-    rewards, dones, values = [], [], []
+    rewards: list[Tensor] = []
+    dones: list[Tensor] = []
+    values: list[Tensor] = []
     for _ in range(hyper.n_steps):
         bars, account, position, log_quantity = (torch.from_numpy(array) for array in env.observe())
         logits, _, value = network(bars, account)
-        policy = masked(logits, position)
-        action = policy.sample()
+        log_probs = log_policy(logits, position)
+        action = torch.multinomial(log_probs.exp(), 1).squeeze(1)
         reward, cost, done = env.step(action.numpy())
         reward = reward + waived * cost
-        steps.append((bars, account, position, log_quantity, action, policy.log_prob(action)))
+        steps.append((bars, account, position, log_quantity, action, _taken(log_probs, action)))
         values.append(value)
         rewards.append(torch.from_numpy(reward.astype(np.float32)))
         dones.append(torch.from_numpy(done))
-    bars, account, *_ = env.observe()
-    values.append(network(torch.from_numpy(bars), torch.from_numpy(account))[2])
+    last_bars, last_account, *_ = env.observe()
+    values.append(network(torch.from_numpy(last_bars), torch.from_numpy(last_account))[2])
     advantage = gae(torch.stack(rewards) * REWARD_SCALE, torch.stack(values), torch.stack(dones), hyper)
     target = advantage + torch.stack(values[:-1])
-    columns = [torch.cat(column) for column in zip(*steps, strict=True)]
-    rollout = Rollout(*columns, advantage=advantage.flatten(), target=target.flatten())
+    bars, account, position, log_quantity, action, log_prob = (torch.cat(c) for c in zip(*steps, strict=True))
+    rollout = Rollout(bars, account, position, log_quantity, action, log_prob, advantage.flatten(), target.flatten())
     return rollout, float(torch.stack(rewards).mean())
 
 
@@ -192,23 +191,28 @@ def gae(rewards: Tensor, values: Tensor, dones: Tensor, hyper: PpoTraining) -> T
 
 def _update(network: PpoNetwork, optimizer: torch.optim.Optimizer, rollout: Rollout, hyper: PpoTraining) -> None:
     for _ in range(hyper.n_epochs):
-        for rows in torch.randperm(len(rollout.action)).split(hyper.batch_size):
+        for rows in torch.split(torch.randperm(len(rollout.action)), hyper.batch_size):
             loss = _loss(network, rollout, rows, hyper)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            torch.autograd.backward(loss)
             nn.utils.clip_grad_norm_(network.parameters(), hyper.max_grad_norm)
             optimizer.step()
 
 
 def _loss(network: PpoNetwork, rollout: Rollout, rows: Tensor, hyper: PpoTraining) -> Tensor:
     logits, log_quantity, value = network(rollout.bars[rows], rollout.account[rows])
-    policy = masked(logits, rollout.position[rows])
+    log_probs = log_policy(logits, rollout.position[rows])
     advantage = rollout.advantage[rows]
     advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-    ratio = (policy.log_prob(rollout.action[rows]) - rollout.log_prob[rows]).exp()
+    ratio = (_taken(log_probs, rollout.action[rows]) - rollout.log_prob[rows]).exp()
     clipped = ratio.clamp(1.0 - hyper.clip_range, 1.0 + hyper.clip_range)
     surrogate = torch.min(ratio * advantage, clipped * advantage).mean()
     value_loss = 0.5 * (value - rollout.target[rows]).square().mean()
     size_loss = (log_quantity - rollout.log_quantity[rows]).square().mean()
-    entropy = policy.entropy().mean()
-    return -surrogate + hyper.vf_coef * value_loss - hyper.ent_coef * entropy + QUANTITY_COEF * size_loss
+    entropy = -(log_probs.exp() * log_probs).sum(dim=1).mean()
+    total: Tensor = -surrogate + hyper.vf_coef * value_loss - hyper.ent_coef * entropy + QUANTITY_COEF * size_loss
+    return total
+
+
+def _taken(log_probs: Tensor, action: Tensor) -> Tensor:
+    return log_probs.gather(1, action[:, None]).squeeze(1)
