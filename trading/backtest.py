@@ -103,6 +103,8 @@ def run(
 
     Raises DataError if the policy's answer is illegal or a quantity is not a finite number of at least 1.
     """
+    if not len(market.sessions):
+        raise DataError(f"{market.name}: no session in which a decision can be taken; bring more history")
     env = SessionEnv(market, schema, market.sessions, cost_bps=0.0)
     book = _Book(market, len(env), cost)
     counts, depths = np.zeros(5, dtype=np.int64), np.zeros(max_segments + 1, dtype=np.int64)

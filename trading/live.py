@@ -28,7 +28,7 @@ from trading.features import FeatureSettings
 from trading.market import Bars
 from trading.paper import Intent, Ledger, PaperBroker, Position, position_of
 from trading.service import ArmDecision, DecisionAnswer, DecisionClient
-from trading.stream import Bar, FeatureWindow, replay
+from trading.stream import Bar, FeatureWindow, replay, usual_session_length
 
 ARMS = ("champion", "challenger")
 
@@ -222,11 +222,10 @@ def run_paper(
         cost: rupees of one order; by default `trading.cost_bps` of its value.
         bars_per_s: speed of the bars that are new; None for as fast as the service answers.
     """
-    session_bars = int(np.bincount(np.bincount(bars.session - bars.session[0])).argmax())
     ledger = Ledger(settings.paths.state_dir / "paper.db")
     try:
         broker = PaperBroker(ledger, cost or flat_costs(settings.trading.cost_bps))
-        trader = PaperTrader(bars.name, service, broker, settings=settings, session_bars=session_bars)
+        trader = PaperTrader(bars.name, service, broker, settings=settings, session_bars=usual_session_length(bars))
         _drive(trader, replay(bars), 0.0 if bars_per_s is None else 1.0 / bars_per_s)
         return trader.summary()
     finally:

@@ -56,6 +56,12 @@ def replay(bars: Bars) -> Iterator[Bar]:
         yield Bar(*row)
 
 
+def usual_session_length(bars: Bars) -> int:
+    """Bars in most of the sessions."""
+    lengths = np.unique_counts(bars.session).counts
+    return int(np.bincount(lengths).argmax())
+
+
 class FeatureWindow:
     """The last `window` bars' features and the account context, advanced bar by bar.
 

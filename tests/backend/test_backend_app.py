@@ -1,0 +1,274 @@
+"""The seed's backend as a process of its own: real uvicorn, real onnxruntime, real ledger."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pandas as pd
+import pytest
+from fastapi.routing import APIRoute
+from onnx import TensorProto, helper, numpy_helper
+
+from backend.app import create_app
+from backend.backtests import bars_of, newest_model, run_backtest
+from core.actions import Action
+from core.errors import DataError, ModelError
+from core.manifest import publish
+from core.settings import Settings, load_settings
+from trading.costs import flat_costs
+from trading.features import ACCOUNT_FEATURES, BAR_FEATURES, schema
+from trading.paper import Intent, Ledger, PaperBroker
+
+ROOT = Path(__file__).parents[2]
+QUANTITY = 20.0
+
+
+def signal_follower(window: int) -> tuple[bytes, bytes]:
+    """ONNX of a one-pass policy that goes long on a positive signal and short on a negative one, and its golden."""
+    kernel = np.zeros((len(ACCOUNT_FEATURES), 5), np.float32)
+    kernel[ACCOUNT_FEATURES.index("signal"), [Action.BUY_LONG, Action.SELL_SHORT]] = (1.0, -1.0)
+
+    def info(name: str, *shape: int) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B", *shape])
+
+    graph = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["account", "kernel"], ["action_logits"]),
+            helper.make_node("ReduceMean", ["bars"], ["value"], axes=[1, 2], keepdims=0),
+            helper.make_node("Mul", ["value", "zero"], ["nought"]),
+            helper.make_node("Add", ["nought", "log_units"], ["log_quantity"]),
+        ],
+        "policy",
+        [info("bars", window, len(BAR_FEATURES)), info("account", len(ACCOUNT_FEATURES))],
+        [info("action_logits", 5), info("log_quantity"), info("value")],
+        initializer=[
+            numpy_helper.from_array(kernel, "kernel"),
+            numpy_helper.from_array(np.float32(0.0), "zero"),
+            numpy_helper.from_array(np.float32(np.log(QUANTITY) + 1e-3), "log_units"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10).SerializeToString()
+    rng = np.random.default_rng(0)
+    feeds = {
+        "bars": rng.normal(size=(3, window, len(BAR_FEATURES))).astype(np.float32),
+        "account": rng.normal(size=(3, len(ACCOUNT_FEATURES))).astype(np.float32),
+    }
+    session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    arrays = {f"in_{name}": array for name, array in feeds.items()}
+    arrays |= {f"out_{name}": array for name, array in zip(names, session.run(names, feeds), strict=True)}
+    golden = io.BytesIO()
+    np.savez(golden, **arrays)
+    return model, golden.getvalue()
+
+
+@pytest.fixture(scope="module")
+def state_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A state directory with a published model, bars of NIFTY and one paper position."""
+    state_dir = tmp_path_factory.mktemp("state")
+    settings = settings_of(state_dir)
+    model, golden = signal_follower(settings.observation.window)
+    publish(
+        state_dir / "models",
+        {"model.onnx": model, "golden.npz": golden},
+        name="ppo",
+        version="v1",
+        algorithm="ppo",
+        parameters=1,
+        observation=schema(settings.observation),
+        quantity_max=100.0,
+        dataset_digest="none",
+    )
+    (state_dir / "data").mkdir()
+    nifty_bars().to_csv(state_dir / "data" / "NIFTY_5.csv", index=False)
+    ledger = Ledger(state_dir / "paper.db")
+    broker = PaperBroker(ledger, flat_costs(10.0))
+    broker.fill_now(ledger.record_intent(Intent("NIFTY_5", 1, "BUY_LONG", 4.0)), 100.0)
+    ledger.close()
+    return state_dir
+
+
+def nifty_bars() -> pd.DataFrame:
+    days = pd.bdate_range("2023-01-02", periods=12, tz="Asia/Kolkata") + pd.Timedelta(hours=9, minutes=15)
+    times = [day + pd.Timedelta(minutes=5 * bar) for day in days for bar in range(30)]
+    close = 18000 * np.exp(np.cumsum(np.random.default_rng(0).normal(0, 5e-4, len(times))))
+    return pd.DataFrame(
+        {"timestamp": times, "open": close, "high": close + 1, "low": close - 1, "close": close, "volume": 0}
+    )
+
+
+def settings_of(state_dir: Path) -> Settings:
+    return load_settings(preset="compact", environ={"HRM_PATHS__STATE_DIR": str(state_dir)})
+
+
+@contextmanager
+def backend(state_dir: Path, port: int = 0) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
+    """The process and its first log line that says where it listens or why it cannot."""
+    environment = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "HRM_PATHS__STATE_DIR": str(state_dir),
+        "HRM_PRESET": "compact",
+    }
+    command = [sys.executable, "-m", "backend", "--port", str(port)]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        try:
+            lines = (line for line in process.stderr if line.startswith("{"))
+            said = (json.loads(line) for line in lines)
+            yield process, next(line for line in said if line["event"] in ("listening", "cannot_start"))
+        finally:
+            process.terminate()
+
+
+@pytest.fixture(scope="module")
+def client(state_dir: Path) -> Iterator[httpx.Client]:
+    with backend(state_dir) as (_, listening):
+        headers = {"Authorization": f"Bearer {(state_dir / 'api_token').read_text().strip()}"}
+        url = f"http://127.0.0.1:{listening['port']}"
+        with httpx.Client(base_url=url, headers=headers, timeout=60.0, trust_env=False) as client:
+            yield client
+
+
+def test_a_backtest_answers_the_seed_s_document(client: httpx.Client) -> None:
+    answer = client.post(
+        "/api/backtest/run",
+        json={"symbol": "NIFTY_5", "start_date": "2023-01-12", "end_date": "2023-01-16", "initial_capital": 100000},
+    )
+    assert answer.status_code == 200, answer.text
+    result = answer.json()
+    assert (result["start_date"], result["end_date"], result["sessions"]) == ("2023-01-12", "2023-01-16", 3)
+    assert result["final_equity"] == pytest.approx(100000 * (1 + result["total_return"]))
+    assert result["trades"] > 0
+    assert result["model"] == "ppo/v1"
+    assert result["hrm_metrics"] == {
+        "avg_reasoning_depth": 1.0,
+        "computation_efficiency": 1.0,
+        "hierarchical_convergence": 1.0,
+    }
+
+
+def test_positions_are_those_of_the_ledger(client: httpx.Client) -> None:
+    answer = client.get("/api/trading/positions").json()
+    assert answer["positions"] == [
+        {
+            "symbol": "NIFTY_5",
+            "units": 4.0,
+            "average_price": 100.0,
+            "realised": pytest.approx(-0.4),
+            "costs": pytest.approx(0.4),
+            "fills": 1,
+        }
+    ]
+
+
+def test_without_a_ledger_there_are_no_positions_and_none_is_made(tmp_path: Path) -> None:
+    with backend(tmp_path) as (_, listening):
+        token = (tmp_path / "api_token").read_text().strip()
+        answer = httpx.get(
+            f"http://127.0.0.1:{listening['port']}/api/trading/positions",
+            headers={"Authorization": f"Bearer {token}"},
+            trust_env=False,
+        )
+    assert answer.json() == {"positions": []}
+    assert not (tmp_path / "paper.db").exists()
+
+
+def test_every_route_but_health_needs_the_token(client: httpx.Client, state_dir: Path) -> None:
+    routes = [route for route in create_app(settings_of(state_dir)).routes if isinstance(route, APIRoute)]
+    paths = [(method, route.path) for route in routes for method in route.methods]
+    assert {path for _, path in paths} == {"/health/live", "/api/backtest/run", "/api/trading/positions"}
+    for headers in ({}, {"Authorization": "Bearer wrong"}):
+        with httpx.Client(base_url=client.base_url, headers=headers, trust_env=False) as stranger:
+            for method, path in [*paths, ("GET", "/openapi.json"), ("GET", "/docs"), ("GET", "/nothing")]:
+                expected = 200 if path == "/health/live" else 401
+                assert stranger.request(method, path).status_code == expected, path
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        ({"symbol": "BANKNIFTY"}, 422, "unknown_symbol"),
+        ({"symbol": "../../etc/passwd"}, 422, "request_invalid"),
+        ({"symbol": "NIFTY_5", "start_date": "2031-01-01"}, 422, "no_sessions"),
+        ({"symbol": "NIFTY_5", "start_date": "2023-02-01", "end_date": "2023-01-01"}, 422, "request_invalid"),
+        ({"symbol": "NIFTY_5", "initial_capital": 0}, 422, "request_invalid"),
+        ({"symbol": "NIFTY_5", "leverage": 10}, 422, "request_invalid"),
+        ({"symbol": "NIFTY_5", "model": "hrm/v9"}, 409, "model_not_found"),
+        ({}, 422, "request_invalid"),
+    ],
+)
+def test_a_bad_request_is_a_named_problem(
+    client: httpx.Client, body: dict[str, object], status: int, code: str
+) -> None:
+    answer = client.post("/api/backtest/run", json=body)
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+def test_not_finite_capital_is_refused(client: httpx.Client) -> None:
+    answer = client.post("/api/backtest/run", content=b'{"symbol": "NIFTY_5", "initial_capital": NaN}')
+    assert answer.status_code == 422
+
+
+def test_bad_bars_are_refused_with_their_problems(client: httpx.Client, state_dir: Path) -> None:
+    bars = nifty_bars()
+    bars.loc[5, "close"] = -1.0
+    bars.to_csv(state_dir / "data" / "BAD.csv", index=False)
+    answer = client.post("/api/backtest/run", json={"symbol": "BAD"})
+    assert (answer.status_code, answer.json()["code"]) == (422, "bad_bars")
+    assert "non_positive_price: 1, first at row 6" in answer.json()["detail"]
+
+
+def test_a_busy_port_ends_with_exit_code_2_and_the_remedy(client: httpx.Client, state_dir: Path) -> None:
+    with backend(state_dir, port=client.base_url.port or 0) as (process, said):
+        assert said["code"] == "port_busy"
+        assert "another --port" in said["error"]
+        assert process.wait(timeout=30) == 2
+
+
+def test_it_ends_cleanly_when_told_to(state_dir: Path) -> None:
+    with backend(state_dir) as (process, _):
+        process.terminate()
+        assert process.wait(timeout=30) == 0
+
+
+def test_the_synthetic_market_needs_no_file_and_is_the_same_every_time(state_dir: Path) -> None:
+    settings = settings_of(state_dir)
+    bars = bars_of("SYNTHETIC", settings).part(0, 75 * 20)
+    results = [run_backtest(settings, "ppo/v1", bars).total_return for _ in range(2)]
+    assert results[0] == results[1] != 0.0
+
+
+def test_a_model_of_other_features_is_refused(state_dir: Path) -> None:
+    other = load_settings(
+        preset="compact",
+        environ={"HRM_PATHS__STATE_DIR": str(state_dir), "HRM_OBSERVATION__WINDOW": "40"},
+    )
+    with pytest.raises(ModelError, match="another observation schema"):
+        run_backtest(other, "ppo/v1", bars_of("NIFTY_5", other))
+
+
+def test_bars_too_few_for_a_decision_are_refused(state_dir: Path) -> None:
+    settings = settings_of(state_dir)
+    with pytest.raises(DataError, match="too few"):
+        run_backtest(settings, "ppo/v1", bars_of("NIFTY_5", settings).part(0, 90))
+
+
+def test_the_newest_hrm_is_preferred_and_an_empty_store_is_an_error(state_dir: Path, tmp_path: Path) -> None:
+    assert newest_model(state_dir / "models") == "ppo/v1"
+    with pytest.raises(ModelError, match="no published model"):
+        newest_model(tmp_path)
