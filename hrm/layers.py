@@ -27,6 +27,8 @@ ROPE_THETA = 10_000.0
 INNER_MULTIPLE = 256
 TRUNCATION = 2.0  # standard deviations of the sampling normal
 
+Rotary = tuple[Tensor, Tensor]
+
 
 def _truncated_std(bound: float) -> float:
     """Standard deviation of a unit normal truncated at +-bound: 0.8796 at 2."""
@@ -55,17 +57,32 @@ def rms_norm(x: Tensor) -> Tensor:
 
 
 def rotary_table(tokens: int, head_width: int) -> tuple[Tensor, Tensor]:
-    """cos and sin of the rotary angles, float32 [n, d / 2] each: angle = position * theta^(-2j / d)."""
+    """cos and signed sin of the rotary angles, float32 [n, 1, d] each: angle = position * theta^(-2j / d)."""
     frequency = ROPE_THETA ** (-torch.arange(0, head_width, 2, dtype=torch.float32) / head_width)
     angle = torch.outer(torch.arange(tokens, dtype=torch.float32), frequency)
-    return angle.cos(), angle.sin()
+    cos, sin = torch.cat((angle, angle), -1).cos(), torch.cat((-angle, angle), -1).sin()
+    return cos.unsqueeze(1), sin.unsqueeze(1)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding by half-split pairs: feature j turns with feature j + d / 2. x is [..., n, d]."""
-    first, second = x.float().chunk(2, dim=-1)
-    turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-    return turned.to(x.dtype)
+def rotate(x: Tensor, rotary: Rotary) -> Tensor:
+    """Rotary embedding by half-split pairs: feature j turns with feature j + d / 2. x is [B, n, heads, d]."""
+    cos, sin = rotary
+    swapped: Tensor = x.roll(x.shape[-1] // 2, -1)
+    return x * cos + swapped * sin
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k' / sqrt(d)) v over [B, a, n, d].
+
+    On a CPU a softmax over a handful of tokens is several times slower than the elementwise operations it is
+    made of (rows shorter than a vector register), so training there spells it out.
+    """
+    if q.is_cuda or torch.compiler.is_exporting():
+        return F.scaled_dot_product_attention(q, k, v)
+    scores = q @ (k * k.shape[-1] ** -0.5).transpose(-1, -2)
+    weights = (scores - scores.detach().amax(-1, keepdim=True)).exp()
+    attended: Tensor = (weights / weights.sum(-1, keepdim=True)) @ v
+    return attended
 
 
 class Attention(nn.Module):
@@ -77,13 +94,12 @@ class Attention(nn.Module):
         self.qkv = linear(width, 3 * width)
         self.out = linear(width, width)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
+    def forward(self, x: Tensor, rotary: Rotary | None) -> Tensor:
         """[B, n, w] -> [B, n, w]; `rotary` is the (cos, sin) table, None where positions are learned."""
         batch, tokens, width = x.shape
-        heads = self.qkv(x).view(batch, tokens, 3, self.heads, width // self.heads)
-        qk, v = heads[:, :, :2].permute(2, 0, 3, 1, 4), heads[:, :, 2].transpose(1, 2)
-        q, k = qk if rotary is None else rotate(qk, *rotary)
-        mixed = F.scaled_dot_product_attention(q, k, v)
+        qk, v = self.qkv(x).view(batch, tokens, 3 * self.heads, -1).split((2 * self.heads, self.heads), 2)
+        q, k = (qk if rotary is None else rotate(qk, rotary)).transpose(1, 2).chunk(2, 1)
+        mixed = attend(q, k, v.transpose(1, 2))
         merged: Tensor = self.out(mixed.transpose(1, 2).reshape(batch, tokens, width))
         return merged
 
@@ -111,7 +127,7 @@ class Block(nn.Module):
         self.attention = Attention(width, heads)
         self.mlp = SwiGLU(width, expansion)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
+    def forward(self, x: Tensor, rotary: Rotary | None) -> Tensor:
         """[B, n, w] -> [B, n, w]."""
         x = rms_norm(x + self.attention(x, rotary))
         return rms_norm(x + self.mlp(x))
