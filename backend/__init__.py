@@ -1,0 +1,1 @@
+"""The seed's HTTP API: backtests and paper positions (`python -m backend`)."""

@@ -6,7 +6,8 @@ next open; holding a direction keeps its units. For decision t, with units u:
     pnl[t] = u_old (open[t+1] - close[t]) + u_new (close[t+1] - open[t+1]) - cost(u_new - u_old)
              and - cost(u_new) at a session's last bar, where everything is closed
 
-Sizes come from the fixed initial capital, so sessions are independent and profits are not compounded.
+Sizes come from the fixed initial capital, so sessions are independent and profits are not compounded. An account
+that ends a session with nothing left trades no more: later sessions are as if they had stayed flat.
 The paper loop (trading/live.py) books the same bars to the same money; a test compares them.
 """
 
@@ -50,11 +51,12 @@ class BacktestResult:
     sessions: tuple[date, ...]
     initial_capital: float
     equity: Floats
-    decisions: int
+    decisions: int  # of all sessions, those after a ruin included
     trades: int  # orders, forced exits included
     costs: float
     action_counts: Ints  # [5]
     hrm_metrics: HrmMetrics
+    ruined_on: date | None  # the session that lost what was left of the capital
 
     @property
     def total_return(self) -> float:
@@ -78,6 +80,7 @@ class BacktestResult:
             "final_equity": float(self.equity[-1]),
             "total_return": self.total_return,
             "max_drawdown": float(self.drawdown.max()),
+            "ruined_on": None if self.ruined_on is None else self.ruined_on.isoformat(),
             "decisions": self.decisions,
             "trades": self.trades,
             "costs": self.costs,
@@ -113,16 +116,21 @@ def run(
         counts += np.bincount(np.asarray(decided.action)[step.active], minlength=5)
         depth = np.asarray(decided.segments)[step.active]
         depths += np.bincount(np.minimum(depth, max_segments), minlength=len(depths))
+    days = session_days(market)
+    equity = initial_capital + np.cumsum(book.pnl)
+    ruin = int(np.argmax(equity <= 0)) if (equity <= 0).any() else None
+    lived = len(days) if ruin is None else ruin + 1
     return BacktestResult(
         symbol=market.name,
-        sessions=tuple(session_days(market)),
+        sessions=tuple(days),
         initial_capital=initial_capital,
-        equity=initial_capital + np.cumsum(book.pnl),
+        equity=np.where(np.arange(len(days)) < lived, equity, equity[lived - 1]),
         decisions=int(counts.sum()),
-        trades=book.trades,
-        costs=book.costs,
+        trades=int(book.trades[:lived].sum()),
+        costs=float(book.costs[:lived].sum()),
         action_counts=counts,
         hrm_metrics=hrm_metrics(depths),
+        ruined_on=None if ruin is None else days[ruin],
     )
 
 
@@ -159,7 +167,7 @@ class _Book:
     def __init__(self, market: Market, sessions: int, cost: CostModel) -> None:
         self.bars, self.cost = market.bars, cost
         self.units, self.pnl = np.zeros(sessions), np.zeros(sessions)
-        self.trades, self.costs = 0, 0.0
+        self.trades, self.costs = np.zeros(sessions, dtype=np.int64), np.zeros(sessions)
 
     def settle(self, step: Step, quantity: Floats, ending: np.ndarray[Any, Any]) -> None:
         """Book one lock-step; `ending` marks the rows whose session is over after it."""
@@ -178,5 +186,5 @@ class _Book:
             day = day_of(int(self.bars.timestamps[at[row]]))
             rupees = self.cost(side, float(price[row]), abs(float(orders[row])), day)
             self.pnl[row] -= rupees
-            self.costs += rupees
-            self.trades += 1
+            self.costs[row] += rupees
+            self.trades[row] += 1

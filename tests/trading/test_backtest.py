@@ -99,6 +99,25 @@ def test_drawdown_is_measured_from_the_highest_equity_the_start_included(
     np.testing.assert_allclose(curve.drawdown, [0.1, 0.0, 0.5, 0.0])
 
 
+def test_a_ruined_account_trades_no_more(paper_market: Market, paper_settings: Settings) -> None:
+    runs = [
+        backtest.run(
+            follow_signal,
+            paper_market,
+            schema(paper_settings.observation),
+            cost=flat_costs(100.0),
+            initial_capital=capital,
+        )
+        for capital in (1e9, 60_000.0)
+    ]
+    assert runs[0].ruined_on is None
+    last = runs[1].sessions.index(runs[1].ruined_on)
+    assert last < len(runs[1].sessions) - 1
+    assert (runs[1].equity[:last] > 0).all() and (runs[1].equity[last:] == runs[1].equity[last]).all()
+    assert 0 < runs[1].trades < runs[0].trades
+    assert runs[1].costs < runs[0].costs
+
+
 @pytest.mark.parametrize(
     ("depths", "expected"),
     [
