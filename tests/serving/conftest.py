@@ -1,0 +1,56 @@
+"""Settings in a folder of their own, and a real service process for the tests that speak HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from tiny_models import publish_hrm
+
+from core.settings import Settings, load_settings
+from flows.drill_models import publish_policy
+from flows.service_process import ServiceProcess, service_process
+
+
+def settings_in(folder: Path, **changes: dict[str, object]) -> Settings:
+    """The shipped settings with another state directory and changed sections."""
+    settings = load_settings(preset="compact", environ={})
+    sections = {
+        name: getattr(settings, name).model_copy(update=values)
+        for name, values in ({"paths": {"state_dir": folder}} | changes).items()
+    }
+    return settings.model_copy(update=sections)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """Models ppo/v1 (healthy), hrm/v1, hrm/v2 and nan/v1 (sleeping fault); no cool-down."""
+    settings = settings_in(tmp_path, rollout={"cool_down_s": 0.0})
+    publish_all(tmp_path / "models")
+    return settings
+
+
+def publish_all(store: Path) -> None:
+    publish_policy(store, "ppo/v1")
+    publish_hrm(store, "hrm/v1")
+    publish_hrm(store, "hrm/v2")
+    publish_policy(store, "nan/v1", "not_finite")
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
+    """One service for a module. Tests that change its rollout leave it idle or rolled back."""
+    folder = tmp_path_factory.mktemp("service")
+    publish_all(folder / "models")
+    settings = settings_in(folder, rollout={"cool_down_s": 0.0}, serving={"max_body_kb": 64})
+    with service_process(settings, champion="ppo/v1") as process:
+        yield process
+
+
+@pytest.fixture
+def http(running: ServiceProcess) -> Iterator[httpx.Client]:
+    headers = {"Authorization": f"Bearer {running.token}"}
+    with httpx.Client(base_url=running.url, headers=headers, trust_env=False, timeout=20) as client:
+        yield client

@@ -1,0 +1,229 @@
+import numpy as np
+import pytest
+
+from core.settings import Triggers, load_settings
+from serving.guard import Guard, Trigger
+from serving.sequential import FIRST_LOOK_BATCHES, Collapse, PerformanceTest, UpperBound, ratio_exceeded
+
+TRIGGERS: Triggers = load_settings(environ={}).triggers
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def guard_at(clock: Clock | None = None) -> Guard:
+    return Guard(TRIGGERS, clock or Clock())
+
+
+def feed(guard: Guard, n: int, *, failed: bool = False, latency_ms: float = 5.0) -> None:
+    for _ in range(n):
+        guard.observe("challenger", latency_ms, failed=failed, segments=0 if failed else 2)
+
+
+def test_without_data_nobody_is_condemned() -> None:
+    assert guard_at().verdict("challenger") is None
+    assert guard_at().verdict("champion") is None
+
+
+def test_nothing_is_judged_below_the_minimum_of_samples() -> None:
+    guard = guard_at()
+    feed(guard, TRIGGERS.min_samples - 1, failed=True)
+    assert guard.verdict("challenger") is None
+    feed(guard, 1, failed=True)
+    assert guard.verdict("challenger") is Trigger.ERRORS
+
+
+def test_errors_above_the_ratio_fire_and_at_the_warning_level_do_not() -> None:
+    guard = guard_at()
+    for i in range(1000):
+        guard.observe("challenger", 5.0, failed=i % 100 == 0)
+    assert guard.verdict("challenger") is None
+    for i in range(1000):
+        guard.observe("challenger", 5.0, failed=i % 8 == 0)
+    assert guard.verdict("challenger") is Trigger.ERRORS
+
+
+def test_slow_answers_fire_and_fast_ones_never_do() -> None:
+    guard = guard_at()
+    feed(guard, 500, latency_ms=0.001)  # far faster than before is no violation: one-sided
+    assert guard.verdict("challenger") is None
+    feed(guard, 6, latency_ms=TRIGGERS.latency_ms + 1)
+    assert guard.verdict("challenger") is Trigger.LATENCY
+
+
+def test_exactly_the_latency_limit_is_allowed() -> None:
+    guard = guard_at()
+    feed(guard, 200, latency_ms=TRIGGERS.latency_ms)
+    assert guard.verdict("challenger") is None
+
+
+def test_memory_fires_above_its_limit_whatever_the_samples_say() -> None:
+    guard = guard_at()
+    guard.rss_gb = TRIGGERS.memory_gb
+    assert guard.verdict("challenger") is None
+    guard.rss_gb = TRIGGERS.memory_gb + 0.01
+    assert guard.verdict("challenger") is Trigger.MEMORY
+
+
+def test_old_samples_leave_the_window() -> None:
+    clock = Clock()
+    guard = guard_at(clock)
+    for i in range(40):  # 10 % errors, spread so that they are no collapse
+        guard.observe("challenger", 5.0, failed=i % 10 == 0)
+    clock.now = TRIGGERS.window_s + 1
+    feed(guard, 40)
+    assert guard.windows["challenger"].failed == 0
+    assert guard.verdict("challenger") is None
+    assert guard.windows["challenger"].total == 80
+
+
+def test_the_windows_stay_bounded_at_any_rate() -> None:
+    guard = guard_at()
+    feed(guard, 12_000)
+    assert len(guard.windows["challenger"]) == 10_000
+
+
+def test_the_roles_are_judged_apart() -> None:
+    guard = guard_at()
+    feed(guard, 60, failed=True)
+    assert guard.verdict("champion") is None
+
+
+def test_a_reset_forgets_the_model_and_keeps_the_memory_reading() -> None:
+    guard = guard_at()
+    guard.rss_gb = 1.0
+    feed(guard, 60, failed=True)
+    guard.reset()
+    assert guard.verdict("challenger") is None
+    assert guard.rss_gb == 1.0
+
+
+def test_statistics_are_finite_numbers_or_none() -> None:
+    guard = guard_at()
+    empty = guard.windows["challenger"].statistics()
+    assert empty["p95_ms"] is None and empty["error_ratio"] is None
+    for latency_ms in range(1, 101):
+        guard.observe("challenger", float(latency_ms), segments=3)
+    full = guard.windows["challenger"].statistics()
+    assert full["p50_ms"] == pytest.approx(50.5)
+    assert full["p95_ms"] == pytest.approx(95.05)
+    assert full["mean_segments"] == 3
+
+
+def test_a_sudden_collapse_is_seen_behind_a_window_full_of_healthy_samples() -> None:
+    guard = guard_at()
+    feed(guard, 10_000)
+    feed(guard, 6, failed=True)
+    assert guard.verdict("challenger") is Trigger.ERRORS
+
+
+def first_alarm(rng: np.random.Generator, error_ratio: float, n: int) -> int | None:
+    guard = guard_at()
+    for i, failed in enumerate(rng.random(n) < error_ratio):
+        guard.observe("challenger", 5.0, failed=bool(failed))
+        if guard.verdict("challenger") is not None:
+            return i + 1
+    return None
+
+
+def test_a_model_at_the_warning_level_is_rarely_condemned() -> None:
+    """1 % errors is the runbook's warning, not a rollback. A bare ratio over 5 % alarms in about half of these runs."""
+    rng = np.random.default_rng(1)
+    alarms = sum(first_alarm(rng, 0.01, 600) is not None for _ in range(200))
+    assert alarms <= 8
+
+
+def test_a_fifth_of_errors_is_found_within_a_few_dozen_samples() -> None:
+    rng = np.random.default_rng(2)
+    found = [first_alarm(rng, 0.20, 400) for _ in range(100)]
+    assert None not in found
+    assert np.median([n for n in found if n is not None]) <= 60
+
+
+def test_evidence_is_needed_beside_the_ratio() -> None:
+    assert not ratio_exceeded(2, 30, 0.05)  # 6.7 %, but healthy models do that too
+    assert ratio_exceeded(4, 30, 0.05)
+    assert not ratio_exceeded(50, 1000, 0.05)  # the limit itself is allowed
+    assert ratio_exceeded(60, 1000, 0.05)
+    assert ratio_exceeded(1, 1000, 0.0)
+    assert not ratio_exceeded(0, 0, 0.05)
+
+
+def test_a_collapse_needs_six_in_a_row_and_forgets() -> None:
+    collapse = Collapse(0.05)
+    for _ in range(100):
+        for hit in (True, True, False, False, False, False, False, False, False, False):
+            collapse.add(hit)
+    assert not collapse.fired
+    for _ in range(6):
+        collapse.add(True)
+    assert collapse.fired
+
+
+def alarm_of(differences: np.ndarray, champion: np.ndarray) -> int | None:
+    """The outcome at which performance is found degraded, looking after every one."""
+    test = PerformanceTest(TRIGGERS.performance_drop, TRIGGERS.performance_alpha, TRIGGERS.performance_batch)
+    for i, (difference, base) in enumerate(zip(differences.tolist(), champion.tolist(), strict=True)):
+        test.add(base, base + difference)
+        if test.degraded:
+            return i + 1
+    return None
+
+
+def autocorrelated(rng: np.random.Generator, n: int, phi: float) -> np.ndarray:
+    noise = rng.standard_normal(n) * np.sqrt(1 - phi**2)
+    for i in range(1, n):
+        noise[i] += phi * noise[i - 1]
+    return noise
+
+
+@pytest.mark.parametrize("phi", [0.0, 0.6])
+def test_equal_models_are_rarely_told_apart_however_often_one_looks(phi: float) -> None:
+    rng = np.random.default_rng(3)
+    alarms = sum(
+        alarm_of(4 * autocorrelated(rng, 3000, phi), 2 + 5 * rng.standard_normal(3000)) is not None for _ in range(60)
+    )
+    assert alarms <= 3
+
+
+def test_a_challenger_that_is_only_a_little_worse_than_the_allowed_drop_permits_is_kept() -> None:
+    rng = np.random.default_rng(4)
+    champion = 5 + 2 * rng.standard_normal(3000)
+    assert alarm_of(-0.1 * champion, champion) is None  # 10 % worse, 20 % allowed
+
+
+def test_a_losing_challenger_is_found_also_when_the_champion_loses() -> None:
+    rng = np.random.default_rng(5)
+    for base in (3.0, -3.0):
+        champion = base + rng.standard_normal(3000)
+        found = alarm_of(-3 + 2 * rng.standard_normal(3000), champion)
+        assert found is not None
+        assert found <= 20 * 2 * FIRST_LOOK_BATCHES
+
+
+def test_a_better_challenger_never_fires() -> None:
+    rng = np.random.default_rng(6)
+    assert alarm_of(2 + 5 * rng.standard_normal(4000), rng.standard_normal(4000)) is None
+
+
+def test_performance_condemns_only_the_challenger() -> None:
+    guard = guard_at()
+    rng = np.random.default_rng(7)
+    for noise in rng.standard_normal(1000):
+        guard.performance.add(5.0 + noise, -5.0 + noise)
+    assert guard.verdict("challenger") is Trigger.PERFORMANCE
+    assert guard.verdict("champion") is None
+    assert guard.performance.relative_drop() == pytest.approx(2.0, abs=0.1)
+
+
+def test_a_bound_without_data_is_infinite_and_then_covers_the_mean() -> None:
+    bound = UpperBound(0.01)
+    assert bound.bound == float("inf")
+    rng = np.random.default_rng(8)
+    for value in rng.standard_normal(500):
+        bound.add(float(value))
+    assert 0 < bound.bound < 0.5

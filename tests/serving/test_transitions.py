@@ -1,0 +1,128 @@
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.errors import RolloutError
+from core.settings import Rollout
+from serving.transitions import Change, Command, Phase, RolloutState, transition
+
+ROLLOUT = Rollout(steps=(5, 50, 100), salt="s", cool_down_s=60)
+IDLE = RolloutState(champion="ppo/v1", version=1)
+Move = tuple[Command, float, str | None]
+
+
+def go(state: RolloutState, command: str, now: float = 0.0, challenger: str | None = "hrm/v1") -> RolloutState:
+    return transition(state, Change(Command(command), now, challenger=challenger), ROLLOUT)
+
+
+def promoted() -> RolloutState:
+    state = go(IDLE, "start")
+    for _ in range(4):
+        state = go(state, "promote")
+    return state
+
+
+def test_a_rollout_walks_its_steps_and_ends_with_the_challenger_as_champion() -> None:
+    state = go(IDLE, "start")
+    seen = [(state.phase, state.weight)]
+    for _ in range(4):
+        state = go(state, "promote")
+        seen.append((state.phase, state.weight))
+    assert seen == [
+        (Phase.SHADOW, 0),
+        (Phase.CANARY, 5),
+        (Phase.CANARY, 50),
+        (Phase.CANARY, 100),
+        (Phase.PROMOTED, 0),
+    ]
+    assert (state.champion, state.challenger, state.fallback) == ("hrm/v1", None, "ppo/v1")
+
+
+@pytest.mark.parametrize("command", ["promote", "pause", "resume"])
+@pytest.mark.parametrize("phase", [Phase.IDLE, Phase.PROMOTED, Phase.ROLLED_BACK])
+def test_commands_of_a_running_rollout_need_one(phase: Phase, command: str) -> None:
+    with pytest.raises(RolloutError, match="allowed now") as error:
+        go(replace(IDLE, phase=phase), command)
+    assert error.value.code == "invalid_transition"
+
+
+def test_a_running_rollout_cannot_be_started_over() -> None:
+    with pytest.raises(RolloutError):
+        go(go(IDLE, "start"), "start", challenger="hrm/v2")
+
+
+def test_a_paused_rollout_keeps_its_weight_and_is_promoted_only_after_resume() -> None:
+    state = go(go(go(IDLE, "start"), "promote"), "pause")
+    assert (state.weight, state.paused) == (5, True)
+    assert go(state, "pause") == state
+    with pytest.raises(RolloutError, match="resume"):
+        go(state, "promote")
+    assert go(go(state, "resume"), "promote").weight == 50
+
+
+@pytest.mark.parametrize("command", ["abort", "rollback"])
+def test_an_abort_with_nothing_running_latches_and_keeps_the_stable_model(command: str) -> None:
+    state = go(IDLE, command)
+    assert (state.phase, state.champion, state.weight) == (Phase.ROLLED_BACK, "ppo/v1", 0)
+
+
+def test_a_rollback_after_promotion_brings_the_old_champion_back() -> None:
+    state = go(promoted(), "rollback")
+    assert (state.champion, state.rejected, state.latched) == ("ppo/v1", "hrm/v1", True)
+
+
+def test_a_rolled_back_version_never_starts_again() -> None:
+    state = go(go(IDLE, "start"), "abort", now=10)
+    with pytest.raises(RolloutError) as error:
+        go(state, "start", now=1e9)
+    assert error.value.code == "version_rejected"
+
+
+def test_another_version_starts_after_the_cool_down_and_not_before() -> None:
+    state = go(go(IDLE, "start"), "abort", now=10)
+    with pytest.raises(RolloutError) as error:
+        go(state, "start", now=69, challenger="hrm/v2")
+    assert error.value.code == "cool_down"
+    assert go(state, "start", now=71, challenger="hrm/v2").phase is Phase.SHADOW
+
+
+def test_a_start_needs_two_different_models() -> None:
+    for challenger in (None, "ppo/v1"):
+        with pytest.raises(RolloutError) as error:
+            go(IDLE, "start", challenger=challenger)
+        assert error.value.code == "start_incomplete"
+
+
+def test_the_first_champion_is_installed_once() -> None:
+    install = Change(Command.INSTALL, 0.0, champion="ppo/v1")
+    state = transition(RolloutState(), install, ROLLOUT)
+    assert (state.champion, state.version, state.epoch) == ("ppo/v1", 1, 1)
+    again = transition(state, replace(install, champion="evil/v1"), ROLLOUT)
+    assert again is state
+
+
+moves = st.tuples(st.sampled_from(list(Command)), st.floats(0, 100), st.sampled_from(["a/v1", "b/v1", "c/v1", None]))
+
+
+@given(st.lists(moves, max_size=25))
+def test_whatever_happens_the_invariants_hold_and_an_abort_wins(history: list[Move]) -> None:
+    state, now = IDLE, 0.0
+    for command, wait_s, challenger in history:
+        now += wait_s
+        before = state
+        try:
+            state = go(state, command, now, challenger)
+        except RolloutError:
+            assert command not in (Command.ABORT, Command.ROLLBACK), "an abort was refused"
+            continue
+        assert state.champion is not None
+        assert state.version == before.version + (state is not before)
+        assert (state.weight > 0) == (state.phase is Phase.CANARY)
+        assert (state.challenger is not None) == (state.phase in (Phase.SHADOW, Phase.CANARY))
+        decides = (before.champion, before.weight) != (state.champion, state.weight)
+        assert state.epoch >= before.epoch + decides
+        if command in (Command.ABORT, Command.ROLLBACK):
+            assert state.latched
+            assert go(state, command, now) is state
