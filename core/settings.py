@@ -196,6 +196,7 @@ class SyntheticMarket(Section):
 
 class Trading(Section):
     cost_bps: float = Field(ge=0)
+    slippage_bps: float = Field(ge=0)
     initial_capital: Positive
     max_quantity: float = Field(ge=1)
     target_volatility_bps: Positive

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Literal
 
@@ -20,11 +21,14 @@ from core.errors import DataError
 from core.observation import ObservationSchema
 from core.settings import Settings, Trading
 from trading import oracle, synthetic
+from trading.costs import round_trip_bps
 from trading.env import EndlessEnv, SessionEnv, observe
 from trading.features import FeatureSettings, Floats, schema, sizing_log_quantity
+from trading.files import load_market_bars
 from trading.market import Bars, Ints, Market, prepare
 
 LABEL_HORIZON = 24  # bars
+CHARGED_UNITS = 65.0  # one lot of NIFTY futures: the size whose charges are assumed
 MIN_SESSIONS = 60  # of a file: fewer cannot be split into train, validation and test
 TRAIN_SHARE, VALIDATION_SHARE = 0.7, 0.1
 WARM_UP_SESSIONS = 5  # simulated before each part, so that every session of it has history
@@ -66,8 +70,6 @@ def _synthetic(settings: Settings, seed: int) -> Dataset:
 
 
 def _from_file(settings: Settings, data: Path) -> Dataset:
-    from trading.files import load_market_bars
-
     bars = load_market_bars(data)
     session_length = int(np.bincount(np.bincount(bars.session)).argmax())
     market = prepare(bars, _features(settings, session_length), window=settings.observation.window)
@@ -78,9 +80,8 @@ def _from_file(settings: Settings, data: Path) -> Dataset:
             f"bring more history",
             code="too_few_bars",
         )
-    cost = settings.trading.cost_bps
+    cost = file_cost_bps(bars, settings.trading)
     values = horizon_values(bars, cost)
-    market = market.with_values(values)
     first_validation = int(len(ids) * TRAIN_SHARE)
     first_test = int(len(ids) * (TRAIN_SHARE + VALIDATION_SHARE))
     parts = [
@@ -90,6 +91,7 @@ def _from_file(settings: Settings, data: Path) -> Dataset:
     # Hindsight values are far noisier than their mean: at a temperature of their own size the softmax is close to
     # linear, so its average ranks targets as the average value does.
     temperature = float(values[market.decision_bars].std())
+    parts[0] = parts[0].with_values(values)  # labels, not an optimum: nothing may be judged by them
     return _dataset(settings, parts, "file", cost, temperature)
 
 
@@ -122,6 +124,12 @@ def _features(settings: Settings, bars_per_session: int) -> FeatureSettings:
     )
 
 
+def file_cost_bps(bars: Bars, trading: Trading) -> float:
+    """Cost of one unit of turnover in real bars: today's charges of an index future (on the last day), and slippage."""
+    last_day = date.fromtimestamp(bars.timestamps[-1] / 1e9)
+    return round_trip_bps(float(bars.close[-1]), CHARGED_UNITS, last_day) / 2 + trading.slippage_bps
+
+
 def horizon_values(bars: Bars, cost_bps: float, horizon: int = LABEL_HORIZON) -> Floats:
     """Label values [n, 3] in bps of entering a target at the next open and leaving after `horizon` bars.
 
@@ -134,7 +142,8 @@ def horizon_values(bars: Bars, cost_bps: float, horizon: int = LABEL_HORIZON) ->
     enter = np.minimum(np.arange(n) + 1, n - 1)
     move = 1e4 * (bars.close[leave] - bars.open[enter]) / bars.close
     move[leave == np.arange(n)] = 0.0
-    return move[:, None] * TARGETS - cost_bps * np.abs(TARGETS)
+    values: Floats = move[:, None] * TARGETS - cost_bps * np.abs(TARGETS)
+    return values
 
 
 def training_batches(
