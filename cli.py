@@ -1,0 +1,402 @@
+"""`hrm ...`: thin entry points. What a command does is in the package it calls.
+
+Exit codes: 0 done (migrate: HRM took over), 2 bad input, 1 a bug; migrate also 3 a gate said no, 4 a gate had too
+little data, 5 the guard rolled back. With --json the last line of stdout is exactly one JSON object.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from datetime import date
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer._click.exceptions import ClickException
+
+from core.errors import ConfigError, HrmSystemError
+from core.log import configure_logging
+from core.settings import Settings, load_settings
+
+app = typer.Typer(
+    no_args_is_help=True, pretty_exceptions_enable=False, help="Move from PPO to HRM, gated and reversible."
+)
+rollout_app = typer.Typer(no_args_is_help=True, help="Ask and steer the rollout of the running service.")
+data_app = typer.Typer(no_args_is_help=True, help="Fetch and check bars.")
+app.add_typer(rollout_app, name="rollout")
+app.add_typer(data_app, name="data")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+Preset = Annotated[str | None, typer.Option(help="compact, default, seed or paper_27m; auto by default.")]
+Seed = Annotated[int, typer.Option(help="Seed of the market, the training and the bootstrap.")]
+Data = Annotated[
+    Path | None,
+    typer.Option(help="Your bars: CSV or parquet with timestamp, open, high, low, close, volume. Default: synthetic."),
+]
+Model = Annotated[str, typer.Option(help="name/version in the model store, such as hrm/20260101-1.")]
+Reason = Annotated[str, typer.Option(help="Written into the rollout's log.")]
+
+
+class Algorithm(StrEnum):
+    hrm = "hrm"
+    ppo = "ppo"
+
+
+class Bench(StrEnum):
+    learning = "learning"
+    env = "env"
+    engine = "engine"
+    serving = "serving"
+
+
+@app.callback()
+def common(
+    settings: Annotated[Path | None, typer.Option(help="Another settings.yaml.")] = None,
+    state_dir: Annotated[Path | None, typer.Option(help="Where everything is written; .hrm by default.")] = None,
+) -> None:
+    # Child processes (the service, Prefect) must see the same settings, so they travel in the environment.
+    if settings is not None:
+        os.environ["HRM_SETTINGS"] = str(settings.resolve())
+    if state_dir is not None:
+        os.environ["HRM_PATHS__STATE_DIR"] = str(state_dir.resolve())
+
+
+@app.command()
+def migrate(data: Data = None, preset: Preset = None, seed: Seed = 0, as_json: AsJson = False) -> None:
+    """Run the whole migration: baseline, training, validation, rollout, deployment. Resumes after a kill."""
+    from flows.migration import run_migration
+    from flows.report import print_table
+
+    settings = _settings(preset)
+    result = run_migration(settings, _existing(data), seed=seed)
+    print_table(result)
+    _answer(result.to_dict(), as_json, lambda _: None)
+    raise typer.Exit(result.exit_code)
+
+
+@app.command()
+def train(
+    algorithm: Annotated[Algorithm, typer.Option(help="Which agent.")] = Algorithm.hrm,
+    data: Data = None,
+    preset: Preset = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Train one agent, publish it to the model store and say how it does on held-out sessions."""
+    from flows.train import train_and_publish
+
+    answer = train_and_publish(_settings(preset), algorithm.value, _existing(data), seed)
+    _answer(answer, as_json)
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="Folder written by HRMAgent.save_model or `hrm train`.")],
+    version: Annotated[str, typer.Option(help="Version to publish as hrm/<version>.")],
+    as_json: AsJson = False,
+) -> None:
+    """Export a checkpoint to ONNX, prove parity with torch, and publish it."""
+    from hrm.checkpoint import load_checkpoint
+    from hrm.export import export_model
+
+    settings = _settings(None)
+    loaded = load_checkpoint(checkpoint)
+    manifest = export_model(
+        loaded.model,
+        store=settings.paths.state_dir / "models",
+        name="hrm",
+        version=version,
+        settings=settings,
+        metrics={},
+        dataset_digest="unknown",
+    )
+    _answer({"model": f"hrm/{version}", **manifest.metrics}, as_json)
+
+
+@app.command()
+def backtest(model: Model, data: Data = None, seed: Seed = 0, as_json: AsJson = False) -> None:
+    """Backtest a published model with all costs, on held-out sessions or on your file."""
+    from serving.engine import load_engine
+    from trading.backtest import run
+    from trading.costs import flat_costs, nse_index_future_costs
+    from trading.dataset import build_dataset, market_of_file
+
+    settings = _settings(None)
+    engine = load_engine(settings, model)
+    if data is None:
+        market, cost = build_dataset(settings, None, seed).test, flat_costs(settings.trading.cost_bps)
+    else:
+        market, cost = market_of_file(settings, _existing(data)), nse_index_future_costs(settings.trading.slippage_bps)
+    rule = engine.manifest.halting
+    result = run(
+        engine.decide,
+        market,
+        engine.manifest.observation,
+        cost=cost,
+        initial_capital=settings.trading.initial_capital,
+        max_segments=rule.max_segments if rule else 1,
+    )
+    _answer({"model": model, **result.summary()}, as_json)
+
+
+@app.command()
+def serve(
+    champion: Annotated[
+        str | None, typer.Option(help="First champion; later the rollout state says who decides.")
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="Another port than serving.port; 0 picks a free one.")] = None,
+) -> None:
+    """Run the inference service until Ctrl-C."""
+    from serving.__main__ import run
+
+    if port is not None:
+        os.environ["HRM_SERVING__PORT"] = str(port)
+    configure_logging()
+    run(_settings(None), champion=champion)
+
+
+@app.command()
+def trade(
+    data: Data = None,
+    seed: Seed = 0,
+    sessions: Annotated[int, typer.Option(min=1, help="Synthetic sessions to trade.")] = 10,
+    bars_per_s: Annotated[float | None, typer.Option(help="Replay speed; as fast as possible by default.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Trade on paper: replay bars, ask the running service, keep a ledger. Continues after a crash."""
+    from dataclasses import asdict
+
+    from trading.files import load_market_bars
+    from trading.live import run_paper
+    from trading.service import DecisionClient
+    from trading.synthetic import simulate
+
+    settings = _settings(None)
+    path = _existing(data)
+    bars = (
+        simulate(settings.synthetic_market, sessions=sessions + 5, seed=seed).bars
+        if path is None
+        else load_market_bars(path)
+    )
+    with DecisionClient(_service_url(settings), _token(settings)) as service:
+        report = run_paper(bars, settings, service, bars_per_s=bars_per_s)
+    _answer(asdict(report), as_json)
+
+
+@app.command()
+def bench(
+    name: Bench,
+    seeds: Annotated[int, typer.Option(min=1, help="learning: how many seeds.")] = 3,
+    preset: Preset = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure: `learning` (scores by seed), `env`, `engine`, `serving`. Medians of several runs."""
+    from importlib import import_module
+
+    options = {"seeds": seeds} if name is Bench.learning else {}
+    _answer(import_module(f"benchmarks.{name.value}").run(_settings(preset), **options), as_json)
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Check this machine: versions, providers, GPU, settings, disk, port."""
+    from flows.doctor import examine
+
+    findings = examine(_settings(None))
+    _answer(findings, as_json)
+    raise typer.Exit(0 if findings["healthy"] else 2)
+
+
+def _rollout_command(name: str) -> Callable[[str, bool], None]:
+    def command(reason: Reason = "", as_json: AsJson = False) -> None:
+        from serving import client as api
+
+        call = api.rollout() if name == "status" else api.command(name, reason=reason, actor="cli")  # type: ignore[arg-type] # one of the names below
+        _call_service(call, as_json)
+
+    return command
+
+
+for _name, _help in {
+    "status": "Phase, weight, champion and challenger, statistics, and why it was rolled back.",
+    "pause": "Stop advancing; the weight stays.",
+    "resume": "Advance again.",
+    "promote": "One step further; after the last step the challenger becomes champion.",
+    "abort": "Take all traffic from the challenger, now. Latched.",
+    "rollback": "Back to the last good champion, even after promotion. Latched.",
+}.items():
+    rollout_app.command(_name, help=_help)(_rollout_command(_name))
+
+
+@rollout_app.command()
+def start(
+    champion: Annotated[str, typer.Option(help="Who decides now: name/version.")],
+    challenger: Annotated[str, typer.Option(help="Who wants to: name/version.")],
+    reason: Reason = "",
+    as_json: AsJson = False,
+) -> None:
+    """Load a challenger and evaluate it in the shadow; it decides nothing until `promote`."""
+    from serving import client as api
+
+    _call_service(api.start(champion, challenger, reason=reason, actor="cli"), as_json)
+
+
+@rollout_app.command()
+def drill(as_json: AsJson = False) -> None:
+    """Break a challenger in a live service under load, once per trigger, and time the rollback."""
+    from flows.drill import run_drill
+
+    with tempfile.TemporaryDirectory(prefix="hrm-drill-") as folder:
+        results = run_drill(_settings(None), Path(folder))
+    _answer({"triggers": results}, as_json, _table)
+
+
+@data_app.command()
+def check(file: Annotated[Path, typer.Argument(help="CSV or parquet of bars.")], as_json: AsJson = False) -> None:
+    """Report gaps, duplicates, outliers and everything else that would make a file unusable."""
+    from dataclasses import asdict
+
+    from trading.files import check as check_file
+
+    report = asdict(check_file(file))
+    _answer(report, as_json)
+    raise typer.Exit(2 if report["problems"] else 0)
+
+
+@data_app.command()
+def fetch(  # noqa: PLR0913, PLR0917 - options of a command, all by name
+    out: Annotated[Path, typer.Option(help="Where to write the parquet file.")],
+    symbol: Annotated[str, typer.Option(help="SYNTHETIC, or as Fyers names it: NSE:NIFTY50-INDEX.")] = "SYNTHETIC",
+    resolution: Annotated[str, typer.Option(help="Minutes in a bar (Fyers).")] = "5",
+    start: Annotated[str, typer.Option(help="First day, YYYY-MM-DD (Fyers).")] = "2023-01-01",
+    end: Annotated[str, typer.Option(help="Last day, YYYY-MM-DD (Fyers).")] = "2023-12-31",
+    sessions: Annotated[int, typer.Option(min=1, help="Sessions to simulate (SYNTHETIC).")] = 250,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Write bars to a file: from Fyers (FYERS_CLIENT_ID and FYERS_ACCESS_TOKEN), or simulated."""
+    from trading.files import to_frame, write_bars
+    from trading.fyers import Credentials, fetch_history
+    from trading.synthetic import simulate
+
+    settings = _settings(None)
+    if symbol == "SYNTHETIC":
+        frame = to_frame(simulate(settings.synthetic_market, sessions=sessions, seed=seed).bars)
+    else:
+        frame = fetch_history(
+            symbol,
+            resolution,
+            _day(start),
+            _day(end),
+            credentials=Credentials.from_environment(),
+            log_dir=settings.paths.state_dir / "logs",
+        )
+    write_bars(frame, out)
+    _answer({"file": str(out), "rows": len(frame), "symbol": symbol}, as_json)
+
+
+def main() -> None:
+    """Run a command and turn what went wrong into one line and an exit code."""
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except typer.Abort:
+        sys.exit(130)
+    except HrmSystemError as error:
+        _fail(error.code, str(error))
+    except OSError as error:
+        _fail(*_disk_problem(error))
+    except ClickException as error:
+        error.show()
+        sys.exit(2)
+
+
+def _disk_problem(error: OSError) -> tuple[str, str]:
+    remedies = {
+        errno.ENOSPC: "the disk is full; free some space or choose another --state-dir; nothing half-written was kept",
+        errno.EDQUOT: "your disk quota is used up; free some space or choose another --state-dir",
+        errno.EACCES: "no permission; choose a --state-dir you may write to",
+        errno.EROFS: "the disk is read-only; choose a --state-dir you may write to",
+    }
+    if error.errno not in remedies:
+        raise error
+    return "disk_error", f"{error.filename or 'writing'}: {remedies[error.errno]}"
+
+
+def _fail(code: str, message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    if "--json" in sys.argv:
+        print(json.dumps({"error": {"code": code, "message": message}}))
+    sys.exit(2)
+
+
+def _settings(preset: str | None) -> Settings:
+    return load_settings(preset=preset)
+
+
+def _existing(data: Path | None) -> Path | None:
+    if data is not None and not data.is_file():
+        raise ConfigError(f"{data}: no such file; --data takes a CSV or parquet file of bars", code="no_such_file")
+    return data
+
+
+def _day(text: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise ConfigError(f"'{text}' is not a day; write it as 2023-12-31") from None
+
+
+def _service_url(settings: Settings) -> str:
+    return f"http://{settings.serving.host}:{settings.serving.port}"
+
+
+def _token(settings: Settings) -> str:
+    from serving.auth import read_or_create_token
+
+    return read_or_create_token(settings.paths.state_dir)
+
+
+def _call_service(call: Any, as_json: bool) -> None:
+    import httpx
+
+    from serving.client import ServiceClient
+
+    settings = _settings(None)
+    try:
+        with ServiceClient(_service_url(settings), _token(settings)) as client:
+            _answer(client.call(call), as_json)
+    except httpx.TransportError as error:
+        raise ConfigError(
+            f"no service answers at {_service_url(settings)} ({error}); start it with `hrm serve`", code="no_service"
+        ) from None
+
+
+def _answer(value: dict[str, Any], as_json: bool, render: Callable[[dict[str, Any]], None] | None = None) -> None:
+    """One JSON object as the last line, or a table for a person."""
+    if as_json:
+        print(json.dumps(value, default=str))
+    else:
+        (render or _table)(value)
+
+
+def _table(value: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.pretty import Pretty
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None)
+    for name, content in value.items():
+        table.add_row(name.replace("_", " "), content if isinstance(content, str) else Pretty(content))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

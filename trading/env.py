@@ -87,7 +87,7 @@ class SessionEnv:
     def __init__(self, market: Market, schema: ObservationSchema, sessions: Ints, cost_bps: float) -> None:
         self.market, self.schema, self.cost_bps = market, schema, cost_bps
         self._decision_sessions = market.bars.session[market.decision_bars]
-        self.sessions = np.asarray(sessions, dtype=np.int64)
+        self.sessions = np.array(sessions, dtype=np.int64)  # a copy: restart writes into it
         self.at, self.last = self._span(self.sessions)
         self.position: Ints = np.zeros(len(self.sessions), dtype=np.int64)
         self.active = np.ones(len(self.sessions), dtype=np.bool_)
