@@ -32,8 +32,18 @@ HUNGRY_FLOATS = 64 * 1024 * 1024  # 256 MB, which the runtime's arena then keeps
 MATRIX = 384  # of the slow chain of products
 
 
-def publish_policy(store: Path, model_id: str, fault: Fault = "none", *, products: int = 200) -> ModelManifest:
-    """Publish a policy with the given sleeping fault; goldens are computed by onnxruntime itself."""
+def publish_policy(
+    store: Path,
+    model_id: str,
+    fault: Fault = "none",
+    *,
+    products: int = 200,
+    schema: ObservationSchema = SCHEMA,
+) -> ModelManifest:
+    """Publish a policy with the given sleeping fault; goldens are computed by onnxruntime itself.
+
+    `products` sizes the slow fault (see `slow_products`); `schema` must have SCHEMA's dimensions.
+    """
     graph = policy_graph(fault, products=products)
     name, version = model_id.split("/")
     return publish(
@@ -43,7 +53,7 @@ def publish_policy(store: Path, model_id: str, fault: Fault = "none", *, product
         version=version,
         algorithm="ppo",
         parameters=SCHEMA.window * len(SCHEMA.bar_features) * 5,
-        observation=SCHEMA,
+        observation=schema,
         quantity_max=100.0,
         dataset_digest="synthetic",
     )

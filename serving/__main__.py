@@ -37,7 +37,11 @@ def run(settings: Settings, *, champion: str | None = None) -> None:
         log.info("listening", host=host, port=port, state_dir=str(settings.paths.state_dir))
         _exit_cleanly_on_signals()
         server = uvicorn.Server(config)
-        server.run(sockets=[listener])
+        try:
+            server.run(sockets=[listener])
+        except SystemExit:  # uvicorn's way to say that start-up failed; ours, after SIGTERM
+            if server.started:
+                raise
         if not server.started:
             raise getattr(app.state, "startup_error", ConfigError("the service did not start; see its log"))
 

@@ -1,0 +1,32 @@
+from pathlib import Path
+
+import psutil
+import pytest
+
+from core.errors import RolloutError
+from core.settings import load_settings
+from flows import drill
+from flows.drill import SCENARIOS, run_drill
+
+SETTINGS = load_settings(preset="compact", environ={})
+
+
+@pytest.mark.parametrize("trigger", [scenario.trigger for scenario in SCENARIOS])
+def test_each_trigger_takes_a_broken_challengers_traffic_and_loses_no_decision(tmp_path: Path, trigger: str) -> None:
+    (row,) = run_drill(SETTINGS, tmp_path, (trigger,))
+    assert row["trigger"] == trigger
+    assert row["lost_decisions"] == 0, row["problems"]
+    assert row["challenger_decisions"] > 0
+    assert row["decisions"] > row["challenger_decisions"]
+    assert row["detected_ms"] > 0
+    assert row["last_challenger_ms"] < 1000
+    assert row["handover"] == "adopt"
+    assert not [child for child in psutil.Process().children() if "serving" in " ".join(child.cmdline())]
+
+
+def test_a_challenger_that_does_not_break_makes_the_drill_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drill, "FAULT_LIMIT_S", 1.0)
+    healthy = drill.Scenario("error_rate_exceeded", "none")
+    monkeypatch.setattr(drill, "SCENARIOS", (healthy,))
+    with pytest.raises(RolloutError, match="did not fire"):
+        run_drill(SETTINGS, tmp_path)

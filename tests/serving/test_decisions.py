@@ -1,0 +1,274 @@
+"""What is answered when models fail, stall or lose their traffic while they think. Real engines, no HTTP."""
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import settings_in
+from tiny_models import publish_hrm
+
+from core.errors import DataError, ModelError, RolloutError
+from core.settings import Settings
+from flows.drill_models import FAULT_LEVEL, SCHEMA, publish_policy, slow_products
+from serving.decisions import decide
+from serving.guard import Trigger
+from serving.health import health
+from serving.schemas import DecisionRequest, DecisionResponse
+from serving.service import Service
+from serving.transitions import Change, Command, Phase
+
+W, F, A = SCHEMA.window, len(SCHEMA.bar_features), len(SCHEMA.account_features)
+
+
+def request(level: float = 1.0, symbol: str = "A", positions: tuple[int, int | None] = (0, None)) -> DecisionRequest:
+    champion, challenger = positions
+    accounts: dict[str, Any] = {"champion": {"features": [0.0] * A, "position": champion}}
+    if challenger is not None:
+        accounts["challenger"] = {"features": [0.0] * A, "position": challenger}
+    return DecisionRequest(symbol=symbol, bars=[[level] * F] * W, complexity=0.1, accounts=accounts)
+
+
+POISON = request(FAULT_LEVEL + 1)
+
+
+async def command(service: Service, name: str, **fields: str) -> None:
+    await service.command(Change(Command(name), time.time(), **fields))
+
+
+async def to_canary(service: Service, challenger: str, promotions: int = 4) -> None:
+    await command(service, "start", champion="ppo/v1", challenger=challenger)
+    for _ in range(promotions):
+        await command(service, "promote")
+
+
+def serve(settings: Settings, story: Callable[[Service], Awaitable[None]], champion: str = "ppo/v1") -> None:
+    async def run() -> None:
+        service = Service(settings, champion)
+        await service.open()
+        try:
+            await story(service)
+        finally:
+            await service.close()
+
+    asyncio.run(run())
+
+
+async def until(condition: Callable[[], bool], limit_s: float = 20.0) -> None:
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        await asyncio.sleep(0.01)
+
+
+def test_a_failing_challenger_is_answered_for_by_the_champion_in_the_same_request(settings: Settings) -> None:
+    async def story(service: Service) -> None:
+        await to_canary(service, "nan/v1")
+        answer = await decide(service, POISON)
+        assert (answer.role, answer.model, answer.fallback) == ("champion", "ppo", True)
+        assert answer.action_name == "BUY_LONG"
+        assert service.guard.windows["challenger"].failed == 1
+
+    serve(settings, story)
+
+
+def test_the_champion_that_answers_for_the_challenger_decides_on_the_challengers_account(settings: Settings) -> None:
+    async def story(service: Service) -> None:
+        await to_canary(service, "nan/v1")
+        answer = await decide(service, request(FAULT_LEVEL + 1, positions=(0, 1)))
+        assert answer.fallback
+        assert answer.action_name == "CLOSE_LONG"  # legal for a long account only
+        assert answer.shadow is not None
+        assert answer.shadow.action_name == "BUY_LONG"
+
+    serve(settings, story)
+
+
+def test_when_no_model_answers_the_decision_is_hold_and_says_so(settings: Settings) -> None:
+    async def story(service: Service) -> None:
+        answer = await decide(service, POISON)
+        assert (answer.action_name, answer.quantity, answer.role) == ("HOLD", 1.0, "safe")
+        assert (answer.fallback, answer.model, answer.halt_reason) == (True, "none", "no_model_answered")
+        assert b'hrm_inference_errors_total{code="output_not_finite"' in service.telemetry.exposition()
+
+    serve(settings, story, champion="nan/v1")
+
+
+def test_a_promoted_champion_that_fails_is_answered_for_by_the_one_before(settings: Settings) -> None:
+    async def story(service: Service) -> None:
+        await to_canary(service, "nan/v1", promotions=5)
+        assert service.live.state.phase is Phase.PROMOTED
+        answer = await decide(service, POISON)
+        assert (answer.model, answer.fallback) == ("ppo", True)
+        for _ in range(40):
+            await decide(service, POISON)
+        state = service.live.state
+        assert (state.phase, state.champion, state.reason) == (Phase.ROLLED_BACK, "ppo/v1", Trigger.ERRORS)
+
+    serve(settings, story)
+
+
+def test_shadow_runs_condemn_a_challenger_before_it_ever_decides(settings: Settings) -> None:
+    async def story(service: Service) -> None:
+        await command(service, "start", champion="ppo/v1", challenger="nan/v1")
+        for _ in range(40):
+            answer = await decide(service, POISON)
+            assert (answer.role, answer.model, answer.fallback) == ("champion", "ppo", False)
+        assert service.live.state.reason == Trigger.ERRORS
+
+    serve(settings, story)
+
+
+def test_a_slow_challenger_costs_a_shadowed_decision_no_more_than_the_inference_limit(tmp_path: Path) -> None:
+    publish_policy(tmp_path / "models", "ppo/v1")
+    publish_policy(tmp_path / "models", "slow/v1", "slow", products=slow_products(400.0))
+
+    async def story(service: Service) -> None:
+        await command(service, "start", champion="ppo/v1", challenger="slow/v1")
+        answer = await decide(service, POISON)
+        assert (answer.role, answer.shadow) == ("champion", None)
+        assert b"hrm_shadow_missed_total 1.0" in service.telemetry.exposition()
+        await until(lambda: service.guard.windows["challenger"].slow == 1)  # late, but counted
+        assert service.guard.windows["challenger"].failed == 0  # slow is not failed
+
+    serve(settings_in(tmp_path), story)
+
+
+def test_a_challenger_beyond_the_hard_limit_is_answered_for_and_rolled_back_as_slow(tmp_path: Path) -> None:
+    publish_policy(tmp_path / "models", "ppo/v1")
+    publish_policy(tmp_path / "models", "slow/v1", "slow", products=slow_products(800.0))
+    settings = settings_in(tmp_path, triggers={"min_samples": 6})
+
+    async def story(service: Service) -> None:
+        await to_canary(service, "slow/v1")
+        answers = await asyncio.gather(*(decide(service, POISON) for _ in range(12)))
+        assert all(answer.model == "ppo" for answer in answers)
+        assert service.live.state.reason == Trigger.LATENCY
+
+    serve(settings, story)
+
+
+def test_a_decision_made_by_a_model_that_lost_its_traffic_meanwhile_is_not_given_out(tmp_path: Path) -> None:
+    publish_policy(tmp_path / "models", "ppo/v1")
+    publish_policy(tmp_path / "models", "slow/v1", "slow", products=slow_products(100.0))
+
+    async def story(service: Service) -> None:
+        await to_canary(service, "slow/v1")
+        pending = asyncio.create_task(decide(service, POISON))
+        await until(lambda: service.lanes["challenger"]._free._value < 2)  # it is thinking
+        await command(service, "abort")
+        answer = await pending
+        assert (answer.role, answer.model, answer.fallback) == ("champion", "ppo", True)
+        assert answer.epoch == service.live.state.epoch
+
+    serve(settings_in(tmp_path), story)
+
+
+def test_a_rollback_takes_effect_although_the_disk_refuses_and_is_durable_once_it_can(settings: Settings) -> None:
+    async def story(service: Service) -> None:
+        await to_canary(service, "nan/v1")
+        blocker = sqlite3.connect(settings.paths.state_dir / "rollout.db", isolation_level=None)
+        blocker.execute("BEGIN IMMEDIATE")  # nobody else can write now
+        try:
+            for _ in range(40):
+                await decide(service, POISON)
+            assert service.live.state.latched
+            assert not service.live.durable
+            assert service.store.read().phase is Phase.CANARY
+            answer = await decide(service, request())
+            assert (answer.role, answer.fallback) == ("champion", False)
+            with pytest.raises(RolloutError) as error:
+                await command(service, "promote")
+            assert error.value.code in ("state_not_durable", "invalid_transition")
+        finally:
+            blocker.execute("ROLLBACK")
+            blocker.close()
+        await until(lambda: service.live.durable)
+        assert service.store.read().latched
+        assert service.live.state.phase is Phase.ROLLED_BACK
+
+    serve(settings, story)
+
+
+def test_memory_over_the_limit_takes_the_challenger_away_without_a_single_request(tmp_path: Path) -> None:
+    publish_policy(tmp_path / "models", "ppo/v1")
+    publish_hrm(tmp_path / "models", "hrm/v1")
+    settings = settings_in(tmp_path, triggers={"memory_gb": 0.001})
+
+    async def story(service: Service) -> None:
+        await command(service, "start", champion="ppo/v1", challenger="hrm/v1")
+        await until(lambda: service.live.state.latched)
+        assert service.live.state.reason == Trigger.MEMORY
+
+    serve(settings, story)
+
+
+def test_without_a_challenger_the_guard_only_warns(tmp_path: Path) -> None:
+    publish_policy(tmp_path / "models", "ppo/v1")
+    alerts = {"memory_warning_gb": 0.001, "memory_mitigation_gb": 0.002}
+    settings = settings_in(tmp_path, triggers={"memory_gb": 0.001}, alerts=alerts)
+
+    async def story(service: Service) -> None:
+        service.judge()
+        assert service.live.state.phase is Phase.IDLE
+        document = await health(service)
+        assert document["warnings"] == ["memory_warning", "memory_mitigation"]
+
+    serve(settings, story)
+
+
+def test_each_health_check_fails_for_its_own_reason(tmp_path: Path) -> None:
+    publish_policy(tmp_path / "models", "ppo/v1")
+    limits = {"memory_limit_gb": 0.001, "inference_timeout_ms": 1e-6}
+    settings = settings_in(tmp_path, performance=limits)
+
+    async def story(service: Service) -> None:
+        document: Any = await health(service)
+        status = {name: check["status"] for name, check in document["individual_checks"].items()}
+        assert document["overall_health"] == "unhealthy"
+        assert status["check_memory_usage"] == status["check_inference_performance"] == "unhealthy"
+        assert status["check_model_loading"] == status["check_hierarchical_convergence"] == "healthy"
+
+    serve(settings, story)
+
+
+def test_wrong_shapes_are_the_callers_mistake_and_not_the_models(settings: Settings) -> None:
+    async def story(service: Service) -> None:
+        bad = request().model_copy(update={"bars": [[0.0] * F] * (W + 1)})
+        with pytest.raises(DataError, match="bars"):
+            await decide(service, bad)
+        assert len(service.guard.windows["champion"]) == 0
+
+    serve(settings, story)
+
+
+def test_models_with_different_observations_cannot_share_a_rollout(settings: Settings) -> None:
+    other = SCHEMA.model_copy(update={"bar_features": ("return", "volume")})
+    publish_policy(settings.paths.state_dir / "models", "other/v1", schema=other)
+
+    async def story(service: Service) -> None:
+        with pytest.raises(ModelError) as error:
+            await command(service, "start", champion="ppo/v1", challenger="other/v1")
+        assert error.value.code == "schema_mismatch"
+        assert service.live.state.phase is Phase.IDLE
+
+    serve(settings, story)
+
+
+def test_symbols_are_split_by_weight_and_keep_their_side(settings: Settings) -> None:
+    async def roles(service: Service) -> list[str]:
+        answers: list[DecisionResponse] = [await decide(service, request(symbol=f"S{i}")) for i in range(60)]
+        return [answer.role for answer in answers]
+
+    async def story(service: Service) -> None:
+        await to_canary(service, "hrm/v1", promotions=3)
+        half = await roles(service)
+        assert half == await roles(service)
+        assert 15 <= half.count("challenger") <= 45
+        await command(service, "promote")
+        assert await roles(service) == ["challenger"] * 60
+
+    serve(settings, story)
