@@ -24,9 +24,9 @@ def run(settings: Settings, port: int = DEFAULT_PORT) -> None:
     """Serve on `serving.host` until SIGTERM or SIGINT; port 0 picks a free one. Raises ConfigError if it is busy."""
     with _listen(settings.serving.host, port) as listener:
         app = create_app(settings)
-        log.info("listening", host=settings.serving.host, port=listener.getsockname()[1])
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: sys.exit(0))  # uvicorn raises it again after its clean shutdown
+        log.info("listening", host=settings.serving.host, port=listener.getsockname()[1])
         uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, ws="none")).run(sockets=[listener])
 
 

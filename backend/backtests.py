@@ -16,7 +16,7 @@ from serving.engine import load_engine
 from serving.store import list_versions
 from trading import backtest
 from trading.backtest import BacktestResult, session_days
-from trading.costs import flat_costs
+from trading.costs import CostModel, flat_costs, nse_index_future_costs
 from trading.features import FeatureSettings, schema
 from trading.files import load_market_bars
 from trading.market import Bars, Market, prepare
@@ -61,6 +61,8 @@ def run_backtest(
 ) -> BacktestResult:
     """Backtest `model_id` (name/version) over the sessions of `bars` within `dates`, both inclusive.
 
+    SYNTHETIC pays `trading.cost_bps`, real bars the dated charges of an index future and `trading.slippage_bps`.
+
     Raises ModelError for a model that does not load or expects other features, DataError for too few bars.
     """
     engine = load_engine(settings, model_id)
@@ -77,10 +79,16 @@ def run_backtest(
         engine.decide,
         _within(prepare(bars, features, window=settings.observation.window), dates),
         observed,
-        cost=flat_costs(settings.trading.cost_bps),
+        cost=_costs(bars, settings),
         initial_capital=capital,
         max_segments=1 if halting is None else halting.max_segments,
     )
+
+
+def _costs(bars: Bars, settings: Settings) -> CostModel:
+    if bars.name == SYNTHETIC:
+        return flat_costs(settings.trading.cost_bps)
+    return nse_index_future_costs(settings.trading.slippage_bps)
 
 
 def answer(result: BacktestResult, model_id: str) -> dict[str, Any]:

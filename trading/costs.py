@@ -34,6 +34,7 @@ EXCHANGE_RATIO = 0.0000183
 SEBI_RATIO = 0.000001
 STAMP_RATIO = 0.00002
 GST_RATIO = 0.18
+LOT_UNITS = 65.0  # NIFTY futures since January 2026
 # First day of validity -> ratio; ascending.
 STT_RATIOS = (
     (date.min, 0.0001),
@@ -83,6 +84,12 @@ def round_trip_bps(price: float, quantity: float, day: date) -> float:
     """Charges of buying and selling `quantity` at `price`, in bps of the value of one side."""
     both = charges(Side.BUY, price, quantity, day).total + charges(Side.SELL, price, quantity, day).total
     return both / (price * quantity) * 1e4
+
+
+def turnover_cost_bps(cost: CostModel, price: float, day: date) -> float:
+    """What one unit of turnover costs under `cost`: the mean of buying and selling one lot, in bps of its value."""
+    both = cost(Side.BUY, price, LOT_UNITS, day) + cost(Side.SELL, price, LOT_UNITS, day)
+    return both / 2 / (price * LOT_UNITS) * 1e4
 
 
 def flat_costs(cost_bps: float) -> CostModel:

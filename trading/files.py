@@ -15,11 +15,13 @@ import pyarrow as pa
 import structlog
 
 from core.errors import DataError
+from core.files import write_atomically
 from trading.market import Bars
 from trading.quality import PRICES, Problem, QualityReport, examine
 
 REQUIRED = ("timestamp", *PRICES, "volume")
 OPTIONAL = ("signal",)
+ZONE = "Asia/Kolkata"
 
 log = structlog.get_logger(__name__)
 
@@ -50,6 +52,25 @@ def to_market_bars(frame: pd.DataFrame, name: str) -> Bars:
     )
 
 
+def to_frame(bars: Bars) -> pd.DataFrame:
+    """The inverse of `to_market_bars`, in India time; what no market bar carries (volume) is 0."""
+    times = pd.to_datetime(bars.timestamps, utc=True, unit="ns").tz_convert(ZONE)
+    columns = {"timestamp": times} | {price: getattr(bars, price) for price in PRICES} | {"volume": 0.0}
+    return pd.DataFrame(columns if bars.signal is None else columns | {"signal": bars.signal})
+
+
+def write_bars(frame: pd.DataFrame, path: Path) -> None:
+    """Write a `.csv` or `.parquet` file that is whole or absent. Raises DataError for another extension."""
+    suffix = path.suffix.lower()
+    if suffix == ".csv":
+        content = frame.to_csv(index=False).encode()
+    elif suffix == ".parquet":
+        content = frame.to_parquet(index=False)
+    else:
+        raise _unknown_extension(path)
+    write_atomically(path, content)
+
+
 def check(path: Path) -> QualityReport:
     """The quality of a file's bars. Raises DataError only if it cannot be read as a table of bars at all."""
     return examine(_columns(_read(path), str(path)))[1]
@@ -77,7 +98,7 @@ def _read(path: Path) -> pd.DataFrame:
     readers: dict[str, Callable[[Path], pd.DataFrame]] = {".csv": pd.read_csv, ".parquet": pd.read_parquet}
     reader = readers.get(path.suffix.lower())
     if reader is None:
-        raise DataError(f"{path}: unknown extension '{path.suffix}'; give a .csv or .parquet file", code="bad_file")
+        raise _unknown_extension(path)
     try:
         frame = reader(path)
     except FileNotFoundError:
@@ -86,6 +107,10 @@ def _read(path: Path) -> pd.DataFrame:
         remedy = f"give a readable {path.suffix} table with the columns {', '.join(REQUIRED)}"
         raise DataError(f"{path}: not readable ({error}); {remedy}", code="bad_file") from None
     return frame if frame.index.name is None else frame.reset_index()
+
+
+def _unknown_extension(path: Path) -> DataError:
+    return DataError(f"{path}: unknown extension '{path.suffix}'; give a .csv or .parquet file", code="bad_file")
 
 
 def _columns(frame: pd.DataFrame, source: str) -> pd.DataFrame:

@@ -22,13 +22,12 @@ import pandas as pd
 from pydantic import SecretStr
 
 from core.errors import BrokerError, ConfigError, DataError, HrmSystemError
-from trading.files import validated
+from trading.files import ZONE, validated
 
 RESOLUTIONS = ("1", "2", "3", "5", "10", "15", "20", "30", "60", "120", "240")  # minutes
 DAYS_PER_CALL = 100
 PAUSE_S = 0.35  # keeps below 10 calls a second and 200 a minute; breaking that three times blocks the day
 TIMEOUT_S = (3.05, 10.0)  # connect, read
-ZONE = "Asia/Kolkata"
 COLUMNS = ("timestamp", "open", "high", "low", "close", "volume")
 
 LOGGED_OUT = {-8, -15, -16, -17, 401}

@@ -23,7 +23,8 @@ import structlog
 from core.actions import LEGAL, TARGET_OF, Action
 from core.errors import DataError
 from core.settings import Settings
-from trading.costs import CostModel, flat_costs
+from trading.backtest import day_of
+from trading.costs import CostModel, flat_costs, turnover_cost_bps
 from trading.features import FeatureSettings
 from trading.market import Bars
 from trading.paper import Intent, Ledger, PaperBroker, Position, position_of
@@ -187,7 +188,7 @@ class PaperTrader:
         if last is None or previous is None or last.bar_ns != previous.timestamp_ns or last.reported:
             return
         if self.ledger.claim_report(last.intent_id):
-            cost_bps = self.settings.trading.cost_bps
+            cost_bps = turnover_cost_bps(self.broker.cost, bar.open, day_of(bar.timestamp_ns))
             earned = [
                 earned_bps(previous.close, bar, moved, cost_bps)
                 for moved in ((last.champion_from, last.champion_to), (last.challenger_from, last.challenger_to))

@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trading.costs import Side, charges, flat_costs, nse_index_future_costs, round_trip_bps, stt_ratio
+from trading.costs import (
+    Side,
+    charges,
+    flat_costs,
+    nse_index_future_costs,
+    round_trip_bps,
+    stt_ratio,
+    turnover_cost_bps,
+)
 
 TODAY = date(2026, 11, 20)
 
@@ -43,6 +51,12 @@ def test_the_transaction_tax_changes_on_the_day_it_was_changed(day: date, bps: f
 
 def test_a_small_order_pays_brokerage_by_value() -> None:
     assert charges(Side.BUY, 100.0, 10, TODAY).brokerage == pytest.approx(0.3)
+
+
+def test_a_unit_of_turnover_is_half_a_round_trip() -> None:
+    assert turnover_cost_bps(flat_costs(1.5), 20000.0, TODAY) == pytest.approx(1.5)
+    table = turnover_cost_bps(nse_index_future_costs(0.4), 26000.0, TODAY)
+    assert table == pytest.approx(round_trip_bps(26000.0, 65, TODAY) / 2 + 0.4)
 
 
 @given(price=st.floats(1, 1e5), quantity=st.floats(1, 1e5), side=st.sampled_from(Side))

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.errors import DataError
-from trading.files import check, load_bars, load_market_bars, validated
+from trading.files import check, load_bars, load_market_bars, to_frame, validated, write_bars
+from trading.market import Bars
 
 BARS = 20
 
@@ -42,6 +43,21 @@ def test_market_bars_carry_the_same_values_with_numbered_sessions(tmp_path: Path
     for price in ("open", "high", "low", "close"):
         np.testing.assert_array_equal(getattr(market, price), bars[price])
     assert market.signal is not None and (market.signal == 0.25).all()
+
+
+@pytest.mark.parametrize("name", ["bars.csv", "bars.parquet"])
+def test_written_bars_read_back_the_same(name: str, tmp_path: Path, paper_bars: Bars) -> None:
+    write_bars(to_frame(paper_bars), tmp_path / name)
+    again = load_market_bars(tmp_path / name)
+    for column in ("timestamps", "open", "high", "low", "close", "signal"):
+        np.testing.assert_array_equal(getattr(again, column), getattr(paper_bars, column))
+    np.testing.assert_array_equal(again.session, paper_bars.session)
+
+
+def test_bars_are_written_whole_or_not_at_all(tmp_path: Path, paper_bars: Bars) -> None:
+    with pytest.raises(DataError, match="unknown extension"):
+        write_bars(to_frame(paper_bars), tmp_path / "bars.xlsx")
+    assert not list(tmp_path.iterdir())
 
 
 def test_column_names_match_in_any_case_and_only_known_ones_are_kept(bars: pd.DataFrame) -> None:
