@@ -7,6 +7,7 @@ The private server listens on loopback only, asks for a random password, keeps i
 from __future__ import annotations
 
 import base64
+import logging
 import secrets
 import sys
 import urllib.error
@@ -94,5 +95,19 @@ def _client_settings(home: Path, auth: str, url: str) -> Iterator[None]:
         PREFECT_LOGGING_TO_API_ENABLED: False,  # structlog has them; a sender outliving the server complains
         PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,  # its thread delays the end of every flow by a second
     }
-    with temporary_settings(values):
+    with temporary_settings(values), _quiet():
         yield
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The progress display says what happens; Prefect's own lines would break it."""
+    loggers = [logging.getLogger(f"prefect.{name}") for name in ("flow_runs", "task_runs")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -43,6 +43,7 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "lines.linewidth": 1.6,
 }
+WIDE = 11.2  # inches; a figure across the page, others share a row
 Numbers = Sequence[float]
 Arms = Mapping[str, Numbers]  # "HRM" and "PPO"
 
@@ -70,7 +71,7 @@ def colour(arm: str) -> str:
 
 def equity(arms: Arms) -> str:
     """Cumulative return and drawdown, percent, over sessions; each arm's `return_bps` per session."""
-    drawn, (above, below) = figure(4.2, nrows=2, sharex=True, height_ratios=[3, 1])
+    drawn, (above, below) = figure(4.0, WIDE, nrows=2, sharex=True, height_ratios=[3, 1])
     for arm, return_bps in arms.items():
         curve = np.concatenate([[0.0], np.cumsum(np.asarray(return_bps) / 100.0)])
         drawdown = curve - np.maximum.accumulate(curve)
@@ -85,7 +86,7 @@ def equity(arms: Arms) -> str:
     below.set_ylabel("drawdown, %")
     below.set_xlabel("held-out sessions, in order")
     above.margins(x=0)
-    above.set_xlim(0, len(next(iter(arms.values()))) * 1.2)
+    above.set_xlim(0, len(next(iter(arms.values()))) * 1.12)
     return svg(drawn)
 
 
@@ -131,7 +132,7 @@ def agreement(counts: Sequence[Sequence[int]]) -> str:
 
 def latency(arms: Arms, limits_ms: Mapping[str, float]) -> str:
     """Share of decisions answered within x milliseconds, with the limits they must keep."""
-    drawn, axis = figure()
+    drawn, axis = figure(4.1)
     for arm, values in arms.items():
         ordered = np.sort(_finite(values))
         axis.step(ordered, 100.0 * np.arange(1, len(ordered) + 1) / len(ordered), where="post", color=colour(arm))
@@ -151,7 +152,7 @@ def latency(arms: Arms, limits_ms: Mapping[str, float]) -> str:
 
 def timeline(events: Sequence[Mapping[str, Any]], steps: Sequence[Mapping[str, Any]]) -> str:
     """The challenger's weight over time, with the verdict of each step's gate."""
-    drawn, axis = figure(2.9)
+    drawn, axis = figure(2.9, WIDE)
     start = events[0]["at"]
     at = [event["at"] - start for event in events]
     weight = [challenger_weight(json.loads(event["state"])) for event in events]
@@ -204,17 +205,18 @@ def training(ppo: Sequence[Sequence[float]], hrm: Sequence[Mapping[str, float]],
         best = int(np.argmin([point["loss_bps"] for point in hrm]))
         right.plot(epochs[best], loss[best], marker="o", markersize=10, markerfacecolor="none", color=HRM)
         right.annotate(
-            "exported", (epochs[best], loss[best]), (0, 10), textcoords="offset points", ha="right", color=HRM
+            "exported", (epochs[best], loss[best]), (0, -18), textcoords="offset points", ha="center", color=HRM
         )
-        right.xaxis.set_major_locator(MaxNLocator(integer=True))
+        right.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
+        right.set_xlim(0, epochs[-1] + 1)
         right.set_xlabel("HRM: epochs")
         right.set_ylabel(f"validation {'regret' if optimum_known else 'return'}, bps per session")
-        right.margins(y=0.15)
+        right.margins(y=0.25)
     return svg(drawn)
 
 
 def _legend(axis: Axes) -> None:
-    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
 
 
 def _finite(values: ArrayLike) -> NDArray[np.float64]:

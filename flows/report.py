@@ -213,14 +213,25 @@ def _agreement(run: Run, records: Records) -> Plot | None:
 def _latency(run: Run, records: Records) -> Plot | None:
     if "parallel_validation" not in records:
         return None
-    measured = records["parallel_validation"].result["latency_ms"]
-    limits = {"NFR1.1": run.settings.performance.inference_timeout_ms, "rollback": run.settings.triggers.latency_ms}
+    limits = {
+        "NFR1.1": run.settings.performance.inference_timeout_ms,
+        "rollback": run.settings.triggers.latency_ms,
+    }
     caption = (
-        "Time to a decision inside the running service, several symbols at once. The curves should be flat at the top "
-        "long before the dotted limits; the dots mark the 99th percentile."
+        "Time to a decision inside the running service, several symbols at once, with the other model as its "
+        "shadow. The curves should be flat at the top before the dotted limits; the dots mark the 99th percentile."
     )
-    arms = {"PPO": measured["champion"], "HRM": measured["challenger"]}
+    arms = {"PPO": records["parallel_validation"].result["latency_ms"]["champion"], "HRM": _hrm_latency(records)}
     return Plot("Latency", caption, plots.latency(arms, limits))
+
+
+def _hrm_latency(records: Records) -> list[float]:
+    """At the last canary step, where it acts; in shadow if it came no further."""
+    if "gradual_migration" in records:
+        acting: list[float] = records["gradual_migration"].result["steps"][-1]["latency_ms"]["challenger"]
+        return acting
+    shadow: list[float] = records["parallel_validation"].result["latency_ms"]["challenger"]
+    return shadow
 
 
 def _timeline(run: Run, records: Records) -> Plot | None:

@@ -23,12 +23,15 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
+import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from core.errors import ConfigError, DataError
 from core.files import write_json
 from core.gates import Check, Verdict
 from core.settings import Settings
+
+log = structlog.get_logger()
 
 Record = TypeVar("Record", bound=BaseModel)
 
@@ -147,7 +150,11 @@ def open_run(inputs: Inputs) -> Run:
     """The latest unfinished run with these inputs, or a new one."""
     runs = inputs.settings.paths.state_dir.resolve() / "runs"
     for folder in sorted(runs.glob("*/run.json"), reverse=True):
-        run = load_run(folder.parent)
+        try:
+            run = load_run(folder.parent)
+        except DataError as error:
+            log.warning("run_skipped", reason=str(error))  # written by another version, or damaged
+            continue
         if run.inputs.key == inputs.key and run.outcome is None:
             return run
     return _create(runs, inputs)

@@ -91,11 +91,23 @@ def _step(weight: int, at: float, verdict: str = "pass") -> dict[str, Any]:
         "rss_gb": 0.3,
         "challenger_decisions": 15 * weight,
     }
-    return {"weight": weight, "started_at": at - 8, "ended_at": at, "verdict": verdict, "metrics": metrics, "handover": {}}
+    latency_ms = {"challenger": np.random.default_rng(weight).gamma(5, 0.8, 300)}
+    return {
+        "weight": weight,
+        "started_at": at - 8,
+        "ended_at": at,
+        "verdict": verdict,
+        "metrics": metrics,
+        "latency_ms": latency_ms,
+        "handover": {},
+    }
 
 
 def rollout_log(rolled_back: bool = False) -> list[dict[str, Any]]:
-    changes = [("start", "shadow", 0, 0), *(("promote", "canary", w, t) for t, w in ((2, 5), (10, 25), (18, 50), (26, 100)))]
+    changes = [
+        ("start", "shadow", 0, 0),
+        *(("promote", "canary", w, t) for t, w in ((2, 5), (10, 25), (18, 50), (26, 100))),
+    ]
     changes += [("rollback", "rolled_back", 0, 31)] if rolled_back else [("promote", "promoted", 0, 34)]
     return [
         {"version": i, "at": float(at), "command": command, "state": _state(phase, weight)}
