@@ -26,6 +26,7 @@ from hrm.convergence import ConvergenceMonitor
 from hrm.losses import Labels, LossScale, SegmentLoss, segment_loss
 from hrm.model import Carry, HierarchicalReasoningModel
 from hrm.optimizer import Ema, learning_rate_factor, make_optimizer
+from hrm.recurrence import residual
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class TrainingBatch:
         lengths = {name: len(arrays[name]) for name in names}
         if len(set(lengths.values())) != 1:
             raise DataError(f"training rows of unequal lengths: {lengths}")
+        if not np.isin(arrays["position"], (-1, 0, 1)).all():
+            raise DataError("training rows: position must be -1, 0 or +1")
         return cls(**{name: _to_tensor(name, arrays[name], device) for name in names})
 
     def __len__(self) -> int:
@@ -162,6 +165,23 @@ class DeepSupervisionTrainer:
             "halted_ratio": float(self.rows.halted.float().mean()),
             "learning_rate": float(self.optimizer.param_groups[0]["lr"]),
             "recoveries": float(self.monitor.recoveries),
+        }
+
+    @torch.no_grad()
+    def residuals(self) -> dict[str, float]:
+        """How far one more segment would move the rows' states: telemetry that costs one forward pass.
+
+        `z_H_residual` is the mean relative change; `converged_ratio` the rows below `convergence_threshold`.
+        """
+        if self.rows is None:
+            return {}
+        batch, carry = self.rows.batch, self.rows.carry
+        _, ahead = self.model(batch.bars, batch.account, carry)
+        moved = residual(carry.z_H, ahead.z_H)
+        threshold = self.model.settings.hierarchical.convergence_threshold
+        return {
+            "z_H_residual": float(moved.mean()),
+            "converged_ratio": float((moved < threshold).float().mean()),
         }
 
     def _refill(self, batch: TrainingBatch) -> Rows:

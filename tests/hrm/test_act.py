@@ -7,6 +7,7 @@ import pytest
 import torch
 from hrm_planted import HRM, settings
 from hypothesis import given
+from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from core.halting import minimum_segments, should_halt
@@ -43,6 +44,7 @@ def test_the_three_reasons_are_the_seeds() -> None:
 
 
 @pytest.mark.parametrize("halting", ["q_learning", "single_head"])
+@examples(max_examples=25, deadline=None)
 @given(
     rows=st.lists(st.tuples(logits, logits, st.floats(0, 1, width=32)), min_size=1, max_size=20),
     segment=st.integers(1, 9),
