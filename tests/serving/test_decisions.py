@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import settings_in
 from tiny_models import publish_hrm
@@ -15,6 +16,7 @@ from core.errors import DataError, ModelError, RolloutError
 from core.settings import Settings
 from flows.drill_models import FAULT_LEVEL, SCHEMA, publish_policy, slow_products
 from serving.decisions import decide
+from serving.engine import Engine
 from serving.guard import Trigger
 from serving.health import health
 from serving.schemas import DecisionRequest, DecisionResponse
@@ -151,7 +153,12 @@ def test_a_challenger_beyond_the_hard_limit_is_answered_for_and_rolled_back_as_s
     serve(settings, story)
 
 
-def test_a_decision_made_by_a_model_that_lost_its_traffic_meanwhile_is_not_given_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stops_in_time", [True, False])
+def test_a_decision_made_by_a_model_that_lost_its_traffic_meanwhile_is_not_given_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops_in_time: bool
+) -> None:
+    if not stops_in_time:  # as when the rollback comes after the last node of the graph
+        monkeypatch.setattr(Engine, "stop", lambda _: None)
     publish_policy(tmp_path / "models", "ppo/v1")
     publish_policy(tmp_path / "models", "slow/v1", "slow", products=slow_products(100.0))
 
@@ -189,6 +196,23 @@ def test_a_rollback_takes_effect_although_the_disk_refuses_and_is_durable_once_i
         await until(lambda: service.live.durable)
         assert service.store.read().latched
         assert service.live.state.phase is Phase.ROLLED_BACK
+
+    serve(settings, story)
+
+
+def test_a_change_that_was_committed_before_a_rollback_cannot_bring_the_traffic_back(settings: Settings) -> None:
+    """A promotion may reach the disk while the guard has already swapped in memory, and report back after it."""
+
+    async def story(service: Service) -> None:
+        await to_canary(service, "nan/v1", promotions=1)
+        late = service.store.apply(Change(Command.PROMOTE, time.time()))
+        service._roll_back(Change(Command.ROLLBACK, time.time(), "guard"))
+        service._install(late, {})
+        assert service.live.state.latched
+        await until(lambda: service.live.durable)
+        service._install(late, {})
+        assert service.live.state.latched
+        assert service.store.read().latched
 
     serve(settings, story)
 
@@ -270,5 +294,17 @@ def test_symbols_are_split_by_weight_and_keep_their_side(settings: Settings) -> 
         assert 15 <= half.count("challenger") <= 45
         await command(service, "promote")
         assert await roles(service) == ["challenger"] * 60
+
+    serve(settings, story)
+
+
+def test_a_model_that_was_rolled_back_is_stopped_and_unloaded(settings: Settings) -> None:
+    async def story(service: Service) -> None:
+        await to_canary(service, "hrm/v1")
+        engine = service.live.engines["hrm/v1"]
+        await command(service, "abort")
+        assert set(service.live.engines) == {"ppo/v1"}
+        with pytest.raises(ModelError):
+            engine.decide(*(np.zeros(shape) for shape in ((1, W, F), (1, A), (1,), (1,))))
 
     serve(settings, story)
