@@ -52,7 +52,6 @@ class Bench(StrEnum):
     learning = "learning"
     env = "env"
     engine = "engine"
-    serving = "serving"
 
 
 @app.callback()
@@ -172,6 +171,8 @@ def trade(
     """Trade on paper: replay bars, ask the running service, keep a ledger. Continues after a crash."""
     from dataclasses import asdict
 
+    from trading.costs import flat_costs, nse_index_future_costs
+    from trading.dataset import WARM_UP_SESSIONS
     from trading.files import load_market_bars
     from trading.live import run_paper
     from trading.service import DecisionClient
@@ -179,13 +180,13 @@ def trade(
 
     settings = _settings(None)
     path = _existing(data)
-    bars = (
-        simulate(settings.synthetic_market, sessions=sessions + 5, seed=seed).bars
-        if path is None
-        else load_market_bars(path)
-    )
+    if path is None:
+        bars = simulate(settings.synthetic_market, sessions=sessions + WARM_UP_SESSIONS, seed=seed).bars
+        cost = flat_costs(settings.trading.cost_bps)
+    else:
+        bars, cost = load_market_bars(path), nse_index_future_costs(settings.trading.slippage_bps)
     with DecisionClient(_service_url(settings), _token(settings)) as service:
-        report = run_paper(bars, settings, service, bars_per_s=bars_per_s)
+        report = run_paper(bars, settings, service, cost=cost, bars_per_s=bars_per_s)
     _answer(asdict(report), as_json)
 
 
@@ -196,7 +197,7 @@ def bench(
     preset: Preset = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure: `learning` (scores by seed), `env`, `engine`, `serving`. Medians of several runs."""
+    """Measure: `learning` (scores by seed), `env`, `engine`. Medians of several runs."""
     from importlib import import_module
 
     options = {"seeds": seeds} if name is Bench.learning else {}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import date
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
@@ -70,9 +70,8 @@ def _synthetic(settings: Settings, seed: int) -> Dataset:
 
 
 def _from_file(settings: Settings, data: Path) -> Dataset:
-    bars = load_market_bars(data)
-    session_length = int(np.bincount(np.bincount(bars.session)).argmax())
-    market = prepare(bars, _features(settings, session_length), window=settings.observation.window)
+    market = market_of_file(settings, data)
+    bars = market.bars
     ids = market.sessions
     if len(ids) < MIN_SESSIONS:
         raise DataError(
@@ -93,6 +92,13 @@ def _from_file(settings: Settings, data: Path) -> Dataset:
     temperature = float(values[market.decision_bars].std())
     parts[0] = parts[0].with_values(values)  # labels, not an optimum: nothing may be judged by them
     return _dataset(settings, parts, "file", cost, temperature)
+
+
+def market_of_file(settings: Settings, data: Path) -> Market:
+    """A file's bars with features, without labels. Raises DataError naming what is wrong with it."""
+    bars = load_market_bars(data)
+    session_length = int(np.bincount(np.bincount(bars.session)).argmax())
+    return prepare(bars, _features(settings, session_length), window=settings.observation.window)
 
 
 def _dataset(
@@ -126,7 +132,7 @@ def _features(settings: Settings, bars_per_session: int) -> FeatureSettings:
 
 def file_cost_bps(bars: Bars, trading: Trading) -> float:
     """Cost of one unit of turnover in real bars: today's charges of an index future (on the last day), and slippage."""
-    last_day = date.fromtimestamp(bars.timestamps[-1] / 1e9)
+    last_day = datetime.fromtimestamp(bars.timestamps[-1] / 1e9, tz=UTC).date()
     return round_trip_bps(float(bars.close[-1]), CHARGED_UNITS, last_day) / 2 + trading.slippage_bps
 
 

@@ -167,7 +167,7 @@ class EndlessEnv:
         ended = ~self.env.active
         if ended.any():
             self.env.restart(ended, self.rng.choice(self.choices, size=int(ended.sum())))
-        return step.reward_bps, self.env.cost_bps * step.turnover, ended
+        return step.reward_bps, self.env.cost_bps * step.turnover.astype(np.float64), ended
 
 
 def run_policy(policy: Policy, env: SessionEnv) -> Iterator[tuple[Observations, PolicyDecisions, Step]]:

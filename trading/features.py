@@ -12,7 +12,8 @@ Per bar (the model's window), with z = return / volatility known before the bar:
     progress       position in the session, 0 to 1
 Context (the position-independent part of `account`, at the last bar):
     signal, ic_8 ... ic_128 (exponential information coefficients of the signal), edge_k = ic_k * signal (what the
-    signal promises now), log_vol (one-bar volatility in bps), progress, progress_sq (U shape of the day), log_units (capital / price), complexity
+    signal promises now), log_vol (one-bar volatility in bps), progress, progress_sq (U shape of the day), log_units
+    (capital / price), complexity
 """
 
 from __future__ import annotations

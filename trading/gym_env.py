@@ -30,7 +30,7 @@ class TradingEnv(gym.Env[Observed, Acted]):
         self, market: Market, schema: ObservationSchema, cost_bps: float, *, max_quantity: float = 100_000.0
     ) -> None:
         self.market, self.schema, self.cost_bps = market, schema, cost_bps
-        unbounded = np.float32(np.inf)
+        unbounded = np.float32(1e6)  # finite, as wrappers that normalise expect; features stay far inside
         bars = (schema.window, len(schema.bar_features))
         self.observation_space = spaces.Dict(
             {
