@@ -7,7 +7,7 @@ keep-alive clients ask for decisions; after healthy traffic the input changes so
     detected_ms                    fault onset -> the guard fires (time stamp of the rollback in the service's log)
     last_challenger_ms             the guard fires -> the last challenger decision a client received; 0 if none after
     last_challenger_since_fault_ms the same, from fault onset
-    lost_decisions                 requests that got no valid decision
+    lost_decisions                 requests without a model's decision: refused, broken off, HOLD for want of one
 """
 
 from __future__ import annotations
@@ -208,6 +208,7 @@ async def _decide(
     try:
         answer = await control.call(request)
         Action(answer["action"])
+        _require(answer["role"] != "safe", "HOLD was answered although the champion is healthy")
     except (HrmSystemError, httpx.TransportError, ValueError, KeyError) as error:
         load.lost += 1
         load.problems.append(f"{type(error).__name__}: {error}")

@@ -20,6 +20,9 @@ log = structlog.get_logger()
 
 SHUTDOWN_S = 5  # for requests in flight after SIGTERM
 BACKLOG = 2048
+# Longer than clients keep an idle connection (httpx: 5 s), so that the client drops it first and no decision is
+# sent into a connection that is just being closed.
+KEEP_ALIVE_S = 30
 
 
 def run(settings: Settings, *, champion: str | None = None) -> None:
@@ -32,7 +35,14 @@ def run(settings: Settings, *, champion: str | None = None) -> None:
         app = create_app(settings, champion=champion)
         # Our problem handlers and the lines below log what matters; uvicorn would add tracebacks to both.
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
-        config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=SHUTDOWN_S, ws="none")
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            ws="none",
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=SHUTDOWN_S,
+        )
         host, port = listener.getsockname()[:2]
         log.info("listening", host=host, port=port, state_dir=str(settings.paths.state_dir))
         _exit_cleanly_on_signals()

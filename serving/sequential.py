@@ -3,7 +3,7 @@
 Errors and slow answers: the log likelihood ratio of "ratio = limit" against "ratio = limit / 5" (Wald 1945), which
 keeps one unlucky pair among the first thirty samples from condemning a healthy model. A window full of healthy
 samples would hide a sudden collapse for long, so a CUSUM (Page 1954) of "half fail" against "ratio = limit" runs
-beside it: six failures in a row are enough, and at the limit itself it is wrong once in a million samples.
+beside it: six failures in a row are enough, and at the limit itself it is wrong at most once in 200,000 samples.
 
 Money: an asymptotic confidence sequence (Waudby-Smith, Arbour, Sinha, Kennedy, Ramdas 2021) on batch means of
 paired differences; batches, because decisions near in time earn alike.
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 HEALTHY_FRACTION = 0.2  # a ratio of limit / 5 is healthy: the warning level 1 % of the seed's 5 %
 EVIDENCE = math.log((1 - 0.05) / 0.01)  # Wald's upper boundary: alpha 1 %, beta 5 %
-COLLAPSE_EVIDENCE = math.log(1e6)  # average run length without a fault of a million samples
+COLLAPSE_EVIDENCE = math.log(2e5)  # at the limit itself: one false alarm in 200,000 samples or more
 FIRST_LOOK_BATCHES = 10  # the sequence is asymptotic in the number of batches
 TUNED_FOR_BATCHES = 50  # where the boundary is tightest
 
@@ -34,7 +34,7 @@ def ratio_exceeded(hits: int, samples: int, limit: float) -> bool:
 
 @dataclass
 class Collapse:
-    """CUSUM of hits at ratio 1/2 against hits at `limit`; fires when the score passes ln(1e6)."""
+    """CUSUM of hits at ratio 1/2 against hits at `limit`; fires at COLLAPSE_EVIDENCE."""
 
     limit: float
     score: float = 0.0
