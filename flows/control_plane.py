@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import logging
+import os
 import secrets
 import sys
 import urllib.error
@@ -59,7 +60,7 @@ def control_plane(state_dir: Path, log: Path) -> Iterator[str]:
 def _server(home: Path, auth: str, log: Path) -> Iterator[str]:
     port = free_port()
     url = f"http://127.0.0.1:{port}/api"
-    env = PRIVATE | {"PREFECT_HOME": str(home), "PREFECT_SERVER_API_AUTH_STRING": auth}
+    env = os.environ | PRIVATE | {"PREFECT_HOME": str(home), "PREFECT_SERVER_API_AUTH_STRING": auth}
     with child("the Prefect server", _command(port), log=log, env=env) as server:
         _wait(server, url, auth)
         yield url

@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import flow, task
 
+from core.settings import Settings
 from flows.measure import arm_numbers, engine_of, evaluate_on_test, footprint
 from flows.phases import complete, dataset_of, free_version, git_commit, summary
 from flows.progress import report
 from flows.run_state import Run, load_run
-from hrm.agent import HRMAgent
-from hrm.export import export_model
-from hrm.trainer import TrainingBatch
 from trading.dataset import Dataset, training_batches
 from trading.evaluation import Evaluation, advantage, evaluate, mean_interval
+
+if TYPE_CHECKING:  # torch takes seconds to import; only training needs it
+    from hrm.agent import HRMAgent
 
 PHASE = "hrm_training"
 MODEL = "hrm"
@@ -47,11 +48,15 @@ def train_challenger(run_dir: str) -> dict[str, Any]:
     """Train and publish an HRM; its id, its size and the learning curve."""
     import torch
 
+    from hrm.agent import HRMAgent
+    from hrm.export import export_model
+
     run = load_run(Path(run_dir))
     data = dataset_of(run)
     torch.set_num_threads(2)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    agent = HRMAgent(data.schema, run.settings, data.cost_bps, device=device, seed=run.inputs.seed)
+    settings = with_label_temperature(run.settings, data)
+    agent = HRMAgent(data.schema, settings, data.cost_bps, device=device, seed=run.inputs.seed)
     curve = fit(agent, data, run)
     report(PHASE, 0.9, "exporting")
     manifest = export_model(
@@ -70,6 +75,14 @@ def train_challenger(run_dir: str) -> dict[str, Any]:
         "preset": manifest.preset,
         "curve": curve,
     }
+
+
+def with_label_temperature(settings: Settings, data: Dataset) -> Settings:
+    """The settings with the temperature the data's labels need: a file's are noisier than an oracle's."""
+    ratio = data.label_temperature_bps / data.cost_bps
+    hrm = settings.training_params.hrm.model_copy(update={"label_temperature": ratio})
+    training = settings.training_params.model_copy(update={"hrm": hrm})
+    return settings.model_copy(update={"training_params": training})
 
 
 def fit(agent: HRMAgent, data: Dataset, run: Run) -> list[dict[str, float]]:
@@ -100,6 +113,8 @@ def fit(agent: HRMAgent, data: Dataset, run: Run) -> list[dict[str, float]]:
 
 def _epoch(agent: HRMAgent, batches: Any, steps: int, at: tuple[int, int]) -> float:
     """Mean loss of one epoch; `at` is (this epoch, epochs)."""
+    from hrm.trainer import TrainingBatch
+
     epoch, epochs = at
     total = 0.0
     for step in range(steps):

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,8 +47,7 @@ def footprint(run: Run, model_id: str) -> dict[str, Any]:
         text=True,
         timeout=DEADLINE_S,
         check=False,
-        cwd=Path(__file__).parent.parent,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=run.environment(OMP_NUM_THREADS="1"),
     )
     if done.returncode:
         raise ModelError(f"{model_id}: does not run in a process of its own:\n{done.stderr[-2000:]}")

@@ -135,6 +135,8 @@ def latency(arms: Arms, limits_ms: Mapping[str, float]) -> str:
     drawn, axis = figure(4.1)
     for arm, values in arms.items():
         ordered = np.sort(_finite(values))
+        if len(ordered) == 0:
+            continue  # it never answered: its gate says so
         axis.step(ordered, 100.0 * np.arange(1, len(ordered) + 1) / len(ordered), where="post", color=colour(arm))
         p99 = float(np.percentile(ordered, 99))
         axis.plot([p99], [99], "o", color=colour(arm), label=f"{arm}: p50 {np.median(ordered):.1f}, p99 {p99:.1f} ms")

@@ -38,7 +38,8 @@ def train_incumbent(run_dir: str) -> dict[str, Any]:
     """Train and publish a PPO; its id and the mean reward per step (bps) as it learned."""
     import torch
 
-    from baselines import ppo
+    from baselines.export import export
+    from baselines.ppo import train
 
     run = load_run(Path(run_dir))
     data, seed = dataset_of(run), run.inputs.seed
@@ -49,8 +50,8 @@ def train_incumbent(run_dir: str) -> dict[str, Any]:
         report(PHASE, 0.9 * done / total, f"{done:,} of {total:,} steps")
 
     torch.set_num_threads(2)
-    agent = ppo.train(training_env(run, data), data.schema, run.settings, seed=seed, progress=progress)
-    manifest = ppo.export(
+    agent = train(training_env(run, data), data.schema, run.settings, seed=seed, progress=progress)
+    manifest = export(
         agent,
         store=run.models,
         name=MODEL,

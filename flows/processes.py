@@ -50,7 +50,7 @@ class Child:
 def child(name: str, command: Sequence[str], *, log: Path, env: Mapping[str, str]) -> Iterator[Child]:
     """Run `command` while the block runs; stdout and stderr are appended to `log`; always ended after it.
 
-    `env` is added to this process's environment.
+    `env` is the child's whole environment.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
@@ -59,7 +59,7 @@ def child(name: str, command: Sequence[str], *, log: Path, env: Mapping[str, str
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **env},
+            env=dict(env),
         )
     try:
         yield Child(name, process, log)

@@ -2,6 +2,7 @@
 
     <state_dir>/runs/<run id>/
         run.json                 inputs: data and its digest, seed, settings
+        settings.yaml            the same settings, for child processes
         phases/<phase>.json      written in one step when the phase has finished
         steps/<name>.json        finished parts of a long phase
         outcome.json             the migration's verdict; a run without one is unfinished
@@ -99,6 +100,14 @@ class Run:
         """The model store, shared by all runs."""
         return self.settings.paths.state_dir / "models"
 
+    def environment(self, **changes: str) -> dict[str, str]:
+        """For a child process: this one's environment, with exactly this run's settings and `changes` to them."""
+        settings = self.settings.model_dump(mode="json") | {"presets": {self.settings.preset: {}}}
+        file = self.folder / "settings.yaml"  # JSON is YAML
+        write_json(file, settings)
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("HRM_")}
+        return inherited | {"HRM_SETTINGS": str(file), "PYTHONPATH": _python_path()} | changes
+
     def phase(self, name: str) -> PhaseRecord | None:
         """What the phase found, or None while it has not finished."""
         return _read(self.folder / "phases" / f"{name}.json", PhaseRecord)
@@ -126,6 +135,10 @@ class Run:
 
     def finish(self, outcome: Outcome) -> None:
         write_json(self.folder / "outcome.json", outcome.model_dump(mode="json"))
+
+
+def _python_path() -> str:
+    return os.pathsep.join(filter(None, [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH")]))
 
 
 class _Step(BaseModel):

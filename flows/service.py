@@ -6,13 +6,11 @@ free port for as long as the block lasts. Its state is durable, so phases need n
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -36,7 +34,7 @@ VALIDATION_SHARE = 0.6  # of the test sessions for the shadow phase; the rollout
 START_DEADLINE_S = 60.0
 ACTOR = "flows"
 RETRY_S = 1.0
-HARD_LIMITS = {"OMP_NUM_THREADS": "1"}  # of the service: one thread per run, several runs at a time
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # per run of a model; the service runs several at a time
 
 
 @dataclass(frozen=True)
@@ -114,21 +112,12 @@ def _started(run: Run) -> Iterator[RunningService]:
     settings = run.settings
     port = free_port(settings.serving.host)
     command = [sys.executable, "-m", "serving", "--champion", run.result("ppo_baseline_capture")["model"]]
-    env = HARD_LIMITS | {
-        "HRM_PATHS__STATE_DIR": str(settings.paths.state_dir),
-        "HRM_SERVING__PORT": str(port),
-        "HRM_PRESET": settings.preset,
-        "PYTHONPATH": os.pathsep.join(filter(None, [_root(), os.environ.get("PYTHONPATH")])),
-    }
+    env = run.environment(HRM_SERVING__PORT=str(port)) | ONE_THREAD
     log = run.folder / "logs" / "service.log"
     with child("the inference service", command, log=log, env=env) as process, _client(settings, port) as client:
         service = RunningService(client, process.process.pid)
         wait_until_healthy(process, lambda: _ready(service), START_DEADLINE_S)
         yield service
-
-
-def _root() -> str:
-    return str(Path(__file__).parent.parent)
 
 
 def _client(settings: Settings, port: int) -> ServiceClient:

@@ -22,7 +22,8 @@ PARENT = """
 import sys
 from pathlib import Path
 from flows.processes import child
-with child("sleeper", [sys.executable, "-c", "import time; time.sleep(600)"], log=Path(sys.argv[1]), env={}) as one:
+command = [sys.executable, "-c", "import time; time.sleep(600)"]
+with child("sleeper", command, log=Path(sys.argv[1]), env={}) as one:
     print(one.process.pid, flush=True)
     one.process.wait()
 """
@@ -46,20 +47,20 @@ def poll_until(condition, deadline_s: float = 20.0) -> bool:
 
 
 def test_a_child_ends_with_its_block(tmp_path):
-    with child("sleeper", SLEEP, log=tmp_path / "log", env={}) as one:
+    with child("sleeper", SLEEP, log=tmp_path / "log", env=os.environ) as one:
         assert one.process.poll() is None
     assert one.process.returncode is not None
 
 
 def test_a_child_ends_when_the_block_raises(tmp_path):
-    with pytest.raises(KeyError), child("sleeper", SLEEP, log=tmp_path / "log", env={}) as one:
+    with pytest.raises(KeyError), child("sleeper", SLEEP, log=tmp_path / "log", env=os.environ) as one:
         raise KeyError
     assert one.process.returncode is not None
 
 
 def test_a_child_that_ignores_sigterm_is_killed(tmp_path, monkeypatch):
     monkeypatch.setattr("flows.processes.TERMINATE_GRACE_S", 0.2)
-    with child("stubborn", STUBBORN, log=tmp_path / "log", env={}) as one:
+    with child("stubborn", STUBBORN, log=tmp_path / "log", env=os.environ) as one:
         assert poll_until(lambda: "up" in one.tail())
     assert one.process.returncode == -signal.SIGKILL
 
@@ -79,13 +80,13 @@ def test_a_child_dies_when_its_parent_is_killed_hard(tmp_path):
 def test_a_child_that_exits_is_reported_with_the_end_of_its_log(tmp_path):
     broken = [sys.executable, "-c", "import sys; print('the disk is full'); sys.exit(7)"]
     why = pytest.raises(ConfigError, match=r"the service exited with code 7[\s\S]*the disk is full")
-    with child("the service", broken, log=tmp_path / "log", env={}) as one, why:
+    with child("the service", broken, log=tmp_path / "log", env=os.environ) as one, why:
         wait_until_healthy(one, lambda: False, deadline_s=30)
 
 
 def test_a_child_that_is_never_ready_is_reported_at_the_deadline(tmp_path):
     why = pytest.raises(ConfigError, match=r"not ready after 0\.1 s[\s\S]*it wrote nothing")
-    with child("the service", SLEEP, log=tmp_path / "log", env={}) as one, why:
+    with child("the service", SLEEP, log=tmp_path / "log", env=os.environ) as one, why:
         wait_until_healthy(one, lambda: False, deadline_s=0.1)
 
 

@@ -1,0 +1,142 @@
+"""The whole migration on tiny data: real training, real service, real Prefect server; killed once on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_migration import tiny_settings
+
+from core.gates import Verdict
+from core.manifest import ModelManifest, publish
+from flows.migration import PHASES, ExitCode, migration
+from flows.rollback import rollback
+from flows.run_state import Run, inputs_of, load_run, open_run
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+DEADLINE_S = 240
+
+
+def start(state_dir: Path, env: dict[str, str], log: Path) -> subprocess.Popen[str]:
+    path = {"PYTHONPATH": f"{ROOT}{os.pathsep}{HERE}", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(HERE / "tiny_migration.py"), str(state_dir)]
+    with log.open("a") as stderr:
+        return subprocess.Popen(command, env=env | path, stdout=subprocess.PIPE, stderr=stderr, text=True)
+
+
+def phase_files(state_dir: Path) -> dict[str, int]:
+    """Finished phases and when their records were written."""
+    return {file.stem: file.stat().st_mtime_ns for file in state_dir.glob("runs/*/phases/*.json")}
+
+
+@pytest.fixture(scope="module")
+def state_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("migration")
+
+
+@pytest.fixture(scope="module")
+def migrated(state_dir: Path, prefect_server: dict[str, str]) -> dict[str, Any]:
+    """The result of a migration that was killed during its rollout and started again."""
+    log = state_dir / "stderr.log"
+    process = start(state_dir, prefect_server, log)
+    deadline = time.monotonic() + DEADLINE_S
+    while not list(state_dir.glob("runs/*/steps/gradual_migration-1.json")):
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    before = phase_files(state_dir)
+    process = start(state_dir, prefect_server, log)
+    output, _ = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 0, log.read_text()
+    return json.loads(output.splitlines()[-1]) | {"finished_before_the_kill": before}
+
+
+def test_a_killed_migration_continues_and_ends_with_the_hrm_in_charge(migrated, state_dir):
+    assert migrated["outcome"] == "migrated"
+    assert migrated["exit_code"] == ExitCode.MIGRATED
+    assert set(migrated["phases"]) == set(PHASES)
+    assert Path(migrated["report"]).exists()
+    assert {"score", "ci95_low", "ci95_high", "p99_ms", "model_mb"} <= set(migrated["hrm"])
+
+
+def test_phases_finished_before_the_kill_were_not_repeated(migrated, state_dir):
+    before = migrated["finished_before_the_kill"]
+    assert {"ppo_baseline_capture", "hrm_training", "parallel_validation"} <= set(before)
+    after = phase_files(state_dir)
+    assert {name: after[name] for name in before} == before
+
+
+def test_the_rollout_went_through_every_step_and_the_new_champion_decided_everything(migrated, state_dir):
+    run = load_run(Path(migrated["report"]).parent)
+    steps = run.result("gradual_migration")["steps"]
+    assert [step["weight"] for step in steps] == list(run.settings.rollout.steps)
+    assert steps[-1]["metrics"]["challenger_decisions"] == steps[-1]["metrics"]["decisions"]
+    assert run.result("full_deployment")["metrics"]["champion_is_hrm"] == 1.0
+    assert run.result("full_deployment")["metrics"]["healthy_checks"] == 5
+    assert run.result("parallel_validation")["metrics"]["lost_decisions"] == 0
+
+
+def test_nothing_keeps_running(migrated, state_dir):
+    mine = str(state_dir)
+    running = [
+        file.parent.name
+        for file in Path("/proc").glob("[0-9]*/environ")
+        if int(file.parent.name) != os.getpid() and mine in _read(file)
+    ]
+    assert running == []
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_bytes().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def with_new_challenger(run: Run, **changes: str) -> Run:
+    """A new run with other settings, trained and validated already: a new version of the same challenger."""
+    again = open_run(inputs_of(tiny_settings(run.settings.paths.state_dir, **changes), None, run.inputs.seed))
+    for phase in ("ppo_baseline_capture", "hrm_training", "parallel_validation"):
+        record = run.phase(phase)
+        assert record is not None
+        if phase == "hrm_training":
+            model = published_again(run.models, record.result["model"], again.id)
+            record = record.model_copy(update={"result": record.result | {"model": model}})
+        again.record(record)
+    return again
+
+
+def published_again(store: Path, model_id: str, version: str) -> str:
+    folder = store / model_id
+    fields = ModelManifest.model_validate_json((folder / "manifest.json").read_bytes()).model_dump(exclude={"files"})
+    files = {name: (folder / name).read_bytes() for name in ("model.onnx", "golden.npz")}
+    manifest = publish(store, files, **fields | {"version": version})
+    return f"{manifest.name}/{manifest.version}"
+
+
+def test_a_gate_that_says_no_during_the_rollout_brings_the_ppo_back(migrated, state_dir, prefect_server):
+    first = load_run(Path(migrated["report"]).parent)
+    impossible = "[{metric: challenger_p99_ms, max: 0.000001, why: nobody is that fast}]"
+    run = with_new_challenger(first, HRM_GATES__GRADUAL_MIGRATION=impossible)
+    outcome = migration(run_dir=str(run.folder))
+    assert outcome["exit_code"] == ExitCode.STOPPED
+    assert outcome["stopped_at"] == "gradual_migration"
+    assert "nobody is that fast" in outcome["reason"]
+    steps = run.result("gradual_migration")["steps"]
+    assert [step["verdict"] for step in steps] == [Verdict.FAIL]
+    undone = run.step("rollback")
+    assert undone is not None
+    assert undone["latched"] and undone["weight"] == 0
+    assert undone["champion"] == first.result("ppo_baseline_capture")["model"]
+    again = rollback(reason="once more", run_dir=str(run.folder))
+    assert again["version"] == undone["version"], "a second rollback changes nothing"
