@@ -7,21 +7,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tiny_models import publish_hrm
+from tiny_models import publish_all, settings_in
 
-from core.settings import Settings, load_settings
-from flows.drill_models import publish_policy
+from core.settings import Settings
 from flows.service_process import ServiceProcess, service_process
-
-
-def settings_in(folder: Path, **changes: dict[str, object]) -> Settings:
-    """The shipped settings with another state directory and changed sections."""
-    settings = load_settings(preset="compact", environ={})
-    sections = {
-        name: getattr(settings, name).model_copy(update=values)
-        for name, values in ({"paths": {"state_dir": folder}} | changes).items()
-    }
-    return settings.model_copy(update=sections)
 
 
 @pytest.fixture
@@ -30,13 +19,6 @@ def settings(tmp_path: Path) -> Settings:
     settings = settings_in(tmp_path, rollout={"cool_down_s": 0.0})
     publish_all(tmp_path / "models")
     return settings
-
-
-def publish_all(store: Path) -> None:
-    publish_policy(store, "ppo/v1")
-    publish_hrm(store, "hrm/v1")
-    publish_hrm(store, "hrm/v2")
-    publish_policy(store, "nan/v1", "not_finite")
 
 
 @pytest.fixture(scope="module")

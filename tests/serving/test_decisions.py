@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import settings_in
-from tiny_models import publish_hrm
+from tiny_models import publish_hrm, settings_in
 
 from core.errors import DataError, ModelError, RolloutError
 from core.settings import Settings

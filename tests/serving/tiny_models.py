@@ -17,7 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from core.halting import HaltingRule
 from core.manifest import ModelManifest, publish
-from flows.drill_models import SCHEMA
+from core.settings import Settings, load_settings
+from flows.drill_models import SCHEMA, publish_policy
 
 RULE = HaltingRule(max_segments=6, min_segments=1, complexity_threshold=0.5)
 TOKENS, WIDTH = 2, 3
@@ -114,3 +115,20 @@ def publish_hrm(store: Path, model_id: str, *, shift: float = 0.0) -> ModelManif
         quantity_max=100.0,
         dataset_digest="synthetic",
     )
+
+
+def publish_all(store: Path) -> None:
+    publish_policy(store, "ppo/v1")
+    publish_hrm(store, "hrm/v1")
+    publish_hrm(store, "hrm/v2")
+    publish_policy(store, "nan/v1", "not_finite")
+
+
+def settings_in(folder: Path, **changes: dict[str, object]) -> Settings:
+    """The shipped settings with another state directory and changed sections."""
+    settings = load_settings(preset="compact", environ={})
+    sections = {
+        name: getattr(settings, name).model_copy(update=values)
+        for name, values in ({"paths": {"state_dir": folder}} | changes).items()
+    }
+    return settings.model_copy(update=sections)
