@@ -11,7 +11,7 @@ from core.actions import Action
 from hrm.losses import Labels, LossScale, SegmentLoss, segment_loss, target_logits
 from hrm.model import Outputs
 
-SCALE = LossScale(cost_bps=2.0, label_temperature=0.5, reward_shaping=True)
+SCALE = LossScale(cost_bps=2.0, label_temperature=0.3, reward_shaping=True)
 
 
 def outputs(logits: Tensor, **heads: float) -> Outputs:
@@ -51,9 +51,9 @@ def test_each_position_reads_its_own_three_actions(position: int, actions: list[
 def test_the_policy_loss_is_zero_exactly_at_the_soft_labels_and_is_a_divergence() -> None:
     q_values = [1.0, -2.0, 0.5]
     logits = torch.zeros(1, 5)
-    logits[0, [Action.SELL_SHORT, Action.HOLD, Action.BUY_LONG]] = torch.tensor(q_values) / SCALE.tau_bps
+    logits[0, [Action.SELL_SHORT, Action.HOLD, Action.BUY_LONG]] = torch.tensor(q_values) / 0.6
     assert loss(outputs(logits), labels(q_values)).policy.item() == pytest.approx(0.0, abs=1e-6)
-    oracle = np.exp(np.array(q_values))
+    oracle = np.exp(np.array(q_values) / 0.6)  # tau: 0.3 of a cost of 2 bps
     oracle /= oracle.sum()
     expected = (oracle * np.log(oracle * 3)).sum()
     assert loss(outputs(torch.zeros(1, 5)), labels(q_values)).policy.item() == pytest.approx(expected, rel=1e-5)
