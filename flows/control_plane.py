@@ -102,11 +102,11 @@ def _client_settings(home: Path, auth: str, url: str) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The progress display says what happens; Prefect's own lines would break it."""
+    """The progress display says what happens, and errors reach the caller; Prefect's own lines would break both."""
     loggers = [logging.getLogger(f"prefect.{name}") for name in ("flow_runs", "task_runs")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
-        logger.setLevel(logging.ERROR)
+        logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -19,6 +20,7 @@ from typing import Any, Literal
 from prefect import flow
 from rich.console import Console
 
+from core.errors import HrmSystemError
 from core.gates import Verdict
 from core.settings import Settings, load_settings
 from flows.control_plane import control_plane
@@ -26,6 +28,7 @@ from flows.full_deployment import full_deployment
 from flows.gradual_migration import gradual_migration
 from flows.hrm_training import hrm_training
 from flows.parallel_validation import parallel_validation
+from flows.phases import dataset_of
 from flows.ppo_baseline_capture import ppo_baseline_capture
 from flows.progress import bars
 from flows.report import write_report
@@ -82,11 +85,23 @@ def run_migration(
     started = time.monotonic()
     with ExitStack() as stack:
         stack.enter_context(migration_lock(settings.paths.state_dir))
-        run = open_run(inputs_of(settings, data, seed))
+        run = _opened(settings, data, seed)
         stack.enter_context(bars(console or Console(stderr=True)))
         stack.enter_context(control_plane(settings.paths.state_dir, run.folder / "logs" / "prefect.log"))
         migration(run_dir=str(run.folder))
     return result_of(run, time.monotonic() - started)
+
+
+def _opened(settings: Settings, data: Path | None, seed: int) -> Run:
+    """The run, once its data is known to be usable: bad bars stop here and leave no run behind."""
+    run = open_run(inputs_of(settings, data, seed))
+    try:
+        dataset_of(run)
+    except HrmSystemError:
+        if not (run.folder / "phases").exists():
+            shutil.rmtree(run.folder)
+        raise
+    return run
 
 
 @flow(name="migration")

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from made_up_runs import new_run, phase_results, rollout_log
+from made_up_runs import new_run, phase_results, rollout_log, settings_in
 
+from core.errors import DataError
 from flows import migration
-from flows.migration import PHASES, ExitCode, migrate, result_of
+from flows.migration import PHASES, ExitCode, migrate, result_of, run_migration
 from flows.phases import complete
 
 
@@ -82,6 +83,15 @@ def test_a_rollback_by_the_guard_has_its_own_exit_code_even_if_the_numbers_look_
     assert (outcome.outcome, outcome.exit_code) == ("rolled_back", ExitCode.ROLLED_BACK)
     assert "latency_violation" in outcome.reason
     assert ran[-1] == "gradual_migration"
+
+
+def test_bad_bars_are_refused_before_anything_starts_and_leave_no_run(tmp_path):
+    file = tmp_path / "bars.csv"
+    file.write_text("timestamp,open,high,low,close,volume\n2024-01-01T09:15:00+05:30,1,2,0.5,nan,10\n")
+    with pytest.raises(DataError, match=r"bars\.csv"):
+        run_migration(settings_in(tmp_path / "state"), file)
+    assert list((tmp_path / "state" / "runs").iterdir()) == []
+    assert not (tmp_path / "state" / "prefect").exists()
 
 
 def test_the_result_has_the_keys_that_are_promised(tmp_path, rollbacks):
