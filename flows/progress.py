@@ -12,6 +12,7 @@ from contextvars import ContextVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
 Watcher = Callable[[str, float, str], None]  # phase, ratio done in [0, 1], note
 
@@ -39,10 +40,10 @@ def bars(console: Console) -> Iterator[None]:
     """One bar per phase on `console` while the block runs; it appears when the phase first reports."""
     columns = (
         SpinnerColumn(finished_text="[green]✓[/]"),
-        TextColumn("{task.description:<22}"),
-        BarColumn(28),
+        TextColumn("{task.description}", table_column=Column(min_width=22, no_wrap=True)),
+        BarColumn(16),
         TimeElapsedColumn(),
-        TextColumn("[dim]{task.fields[note]}[/]"),
+        TextColumn("[dim]{task.fields[note]}[/]", table_column=Column(ratio=1, no_wrap=True)),
     )
     with Progress(*columns, console=console) as display:
         tasks = {}
