@@ -6,11 +6,10 @@ little data, 5 the guard rolled back. With --json the last line of stdout is exa
 
 from __future__ import annotations
 
-import errno
-import json
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from datetime import date
 from enum import StrEnum
@@ -23,6 +22,7 @@ from typer._click.exceptions import ClickException
 from core.errors import ConfigError, HrmSystemError
 from core.log import configure_logging
 from core.settings import Settings, load_settings
+from flows.terminal import answer, disk_problem, fail
 
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, help="Move from PPO to HRM, gated and reversible."
@@ -31,6 +31,8 @@ rollout_app = typer.Typer(no_args_is_help=True, help="Ask and steer the rollout 
 data_app = typer.Typer(no_args_is_help=True, help="Fetch and check bars.")
 app.add_typer(rollout_app, name="rollout")
 app.add_typer(data_app, name="data")
+
+SERVICE_WAIT_S = 10.0  # a service that was started a moment ago is given time to warm its models
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 Preset = Annotated[str | None, typer.Option(help="compact, default, seed or paper_27m; auto by default.")]
@@ -70,12 +72,12 @@ def common(
 def migrate(data: Data = None, preset: Preset = None, seed: Seed = 0, as_json: AsJson = False) -> None:
     """Run the whole migration: baseline, training, validation, rollout, deployment. Resumes after a kill."""
     from flows.migration import run_migration
-    from flows.report import print_table
+    from flows.outcome import print_outcome
 
-    settings = _settings(preset)
-    result = run_migration(settings, _existing(data), seed=seed)
-    print_table(result)
-    _answer(result.to_dict(), as_json, lambda _: None)
+    result = run_migration(_settings(preset), _existing(data), seed=seed)
+    print_outcome(result)
+    if as_json:
+        answer(result.to_dict(), as_json)
     raise typer.Exit(result.exit_code)
 
 
@@ -84,14 +86,15 @@ def train(
     algorithm: Annotated[Algorithm, typer.Option(help="Which agent.")] = Algorithm.hrm,
     data: Data = None,
     preset: Preset = None,
+    version: Annotated[str | None, typer.Option(help="Version to publish; by default the time of day.")] = None,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
     """Train one agent, publish it to the model store and say how it does on held-out sessions."""
     from flows.train import train_and_publish
 
-    answer = train_and_publish(_settings(preset), algorithm.value, _existing(data), seed)
-    _answer(answer, as_json)
+    trained = train_and_publish(_settings(preset), algorithm.value, _existing(data), seed=seed, version=version)
+    answer(trained, as_json)
 
 
 @app.command()
@@ -101,13 +104,12 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Export a checkpoint to ONNX, prove parity with torch, and publish it."""
-    from hrm.checkpoint import load_checkpoint
+    from hrm.checkpoint import load_model
     from hrm.export import export_model
 
     settings = _settings(None)
-    loaded = load_checkpoint(checkpoint)
     manifest = export_model(
-        loaded.model,
+        load_model(checkpoint),
         store=settings.paths.state_dir / "models",
         name="hrm",
         version=version,
@@ -115,7 +117,7 @@ def export(
         metrics={},
         dataset_digest="unknown",
     )
-    _answer({"model": f"hrm/{version}", **manifest.metrics}, as_json)
+    answer({"model": f"hrm/{version}", **manifest.metrics}, as_json)
 
 
 @app.command()
@@ -128,10 +130,11 @@ def backtest(model: Model, data: Data = None, seed: Seed = 0, as_json: AsJson = 
 
     settings = _settings(None)
     engine = load_engine(settings, model)
-    if data is None:
+    path = _existing(data)
+    if path is None:
         market, cost = build_dataset(settings, None, seed).test, flat_costs(settings.trading.cost_bps)
     else:
-        market, cost = market_of_file(settings, _existing(data)), nse_index_future_costs(settings.trading.slippage_bps)
+        market, cost = market_of_file(settings, path), nse_index_future_costs(settings.trading.slippage_bps)
     rule = engine.manifest.halting
     result = run(
         engine.decide,
@@ -141,7 +144,7 @@ def backtest(model: Model, data: Data = None, seed: Seed = 0, as_json: AsJson = 
         initial_capital=settings.trading.initial_capital,
         max_segments=rule.max_segments if rule else 1,
     )
-    _answer({"model": model, **result.summary()}, as_json)
+    answer({"model": model, **result.summary()}, as_json)
 
 
 @app.command()
@@ -187,7 +190,7 @@ def trade(
         bars, cost = load_market_bars(path), nse_index_future_costs(settings.trading.slippage_bps)
     with DecisionClient(_service_url(settings), _token(settings)) as service:
         report = run_paper(bars, settings, service, cost=cost, bars_per_s=bars_per_s)
-    _answer(asdict(report), as_json)
+    answer(asdict(report), as_json)
 
 
 @app.command()
@@ -201,7 +204,7 @@ def bench(
     from importlib import import_module
 
     options = {"seeds": seeds} if name is Bench.learning else {}
-    _answer(import_module(f"benchmarks.{name.value}").run(_settings(preset), **options), as_json)
+    answer(import_module(f"benchmarks.{name.value}").run(_settings(preset), **options), as_json)
 
 
 @app.command()
@@ -210,7 +213,7 @@ def doctor(as_json: AsJson = False) -> None:
     from flows.doctor import examine
 
     findings = examine(_settings(None))
-    _answer(findings, as_json)
+    answer(findings, as_json)
     raise typer.Exit(0 if findings["healthy"] else 2)
 
 
@@ -255,7 +258,7 @@ def drill(as_json: AsJson = False) -> None:
 
     with tempfile.TemporaryDirectory(prefix="hrm-drill-") as folder:
         results = run_drill(_settings(None), Path(folder))
-    _answer({"triggers": results}, as_json, _table)
+    answer({"triggers": results}, as_json)
 
 
 @data_app.command()
@@ -266,7 +269,7 @@ def check(file: Annotated[Path, typer.Argument(help="CSV or parquet of bars.")],
     from trading.files import check as check_file
 
     report = asdict(check_file(file))
-    _answer(report, as_json)
+    answer(report, as_json)
     raise typer.Exit(2 if report["problems"] else 0)
 
 
@@ -299,7 +302,7 @@ def fetch(  # noqa: PLR0913, PLR0917 - options of a command, all by name
             log_dir=settings.paths.state_dir / "logs",
         )
     write_bars(frame, out)
-    _answer({"file": str(out), "rows": len(frame), "symbol": symbol}, as_json)
+    answer({"file": str(out), "rows": len(frame), "symbol": symbol}, as_json)
 
 
 def main() -> None:
@@ -311,31 +314,12 @@ def main() -> None:
     except typer.Abort:
         sys.exit(130)
     except HrmSystemError as error:
-        _fail(error.code, str(error))
+        fail(error.code, str(error))
     except OSError as error:
-        _fail(*_disk_problem(error))
+        fail(*disk_problem(error))
     except ClickException as error:
         error.show()
         sys.exit(2)
-
-
-def _disk_problem(error: OSError) -> tuple[str, str]:
-    remedies = {
-        errno.ENOSPC: "the disk is full; free some space or choose another --state-dir; nothing half-written was kept",
-        errno.EDQUOT: "your disk quota is used up; free some space or choose another --state-dir",
-        errno.EACCES: "no permission; choose a --state-dir you may write to",
-        errno.EROFS: "the disk is read-only; choose a --state-dir you may write to",
-    }
-    if error.errno not in remedies:
-        raise error
-    return "disk_error", f"{error.filename or 'writing'}: {remedies[error.errno]}"
-
-
-def _fail(code: str, message: str) -> None:
-    print(f"error: {message}", file=sys.stderr)
-    if "--json" in sys.argv:
-        print(json.dumps({"error": {"code": code, "message": message}}))
-    sys.exit(2)
 
 
 def _settings(preset: str | None) -> Settings:
@@ -371,32 +355,16 @@ def _call_service(call: Any, as_json: bool) -> None:
     from serving.client import ServiceClient
 
     settings = _settings(None)
-    try:
-        with ServiceClient(_service_url(settings), _token(settings)) as client:
-            _answer(client.call(call), as_json)
-    except httpx.TransportError as error:
-        raise ConfigError(
-            f"no service answers at {_service_url(settings)} ({error}); start it with `hrm serve`", code="no_service"
-        ) from None
-
-
-def _answer(value: dict[str, Any], as_json: bool, render: Callable[[dict[str, Any]], None] | None = None) -> None:
-    """One JSON object as the last line, or a table for a person."""
-    if as_json:
-        print(json.dumps(value, default=str))
-    else:
-        (render or _table)(value)
-
-
-def _table(value: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.pretty import Pretty
-    from rich.table import Table
-
-    table = Table(show_header=False, box=None)
-    for name, content in value.items():
-        table.add_row(name.replace("_", " "), content if isinstance(content, str) else Pretty(content))
-    Console().print(table)
+    deadline = time.monotonic() + SERVICE_WAIT_S
+    with ServiceClient(_service_url(settings), _token(settings)) as client:
+        while True:
+            try:
+                return answer(client.call(call), as_json)
+            except httpx.ConnectError as error:  # nothing was sent: asking again is safe for every command
+                if time.monotonic() > deadline:
+                    message = f"no service answers at {_service_url(settings)} ({error}); start it with `hrm serve`"
+                    raise ConfigError(message, code="no_service") from None
+                time.sleep(0.2)
 
 
 if __name__ == "__main__":
