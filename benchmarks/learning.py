@@ -28,7 +28,7 @@ def run(settings: Settings, seeds: int = 3) -> dict[str, Any]:
         settings = settings.model_copy(update={"paths": paths})
         for seed in range(seeds):
             for algorithm, found in results.items():
-                found.append(train_and_publish(settings, algorithm, None, seed))
+                found.append(train_and_publish(settings, algorithm, None, seed=seed, version=f"seed-{seed}"))
         data = build_dataset(settings, None, 0)
         hold = evaluate(rules.hold, data.test, data.schema, data.cost_bps)
     answers = {algorithm: _over_seeds(found) for algorithm, found in results.items()}
