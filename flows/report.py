@@ -262,6 +262,7 @@ def rollout_events(records: Records) -> list[dict[str, Any]]:
 def sources(run: Run, records: Records) -> list[tuple[str, str]]:
     """What went in, for whoever wants to repeat it."""
     models = [records[name].result["model"] for name in ("ppo_baseline_capture", "hrm_training") if name in records]
+    baseline = records.get("ppo_baseline_capture")
     return [
         (
             "market",
@@ -270,7 +271,7 @@ def sources(run: Run, records: Records) -> list[tuple[str, str]]:
         ("data digest", run.inputs.data_digest),
         ("seed", str(run.inputs.seed)),
         ("preset", run.settings.preset),
-        ("cost", f"{run.settings.trading.cost_bps:g} bps per unit of turnover"),
+        *([("cost", f"{baseline.result['cost_bps']:.3g} bps per unit of turnover")] if baseline else []),
         ("models", ", ".join(models)),
         ("run", run.id),
     ]

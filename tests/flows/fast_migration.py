@@ -5,7 +5,7 @@ A phase waits after its work, or after its record is written, where LOG.hold nam
 
 from __future__ import annotations
 
-import sys
+import os
 import time
 from collections.abc import Callable
 from functools import partial
@@ -22,7 +22,8 @@ from flows.run_state import Run, load_run
 def main(run_dir: str, log: Path) -> None:
     """Exits with the migration's code."""
     phases: dict[str, Callable[[str], Any]] = {name: partial(_phase, name=name, log=log) for name in migration.PHASES}
-    sys.exit(migration.migrate(load_run(Path(run_dir)), phases).exit_code)
+    # Not sys.exit: a fork would wait for threads that only its parent has.
+    os._exit(migration.migrate(load_run(Path(run_dir)), phases).exit_code)
 
 
 def _phase(run_dir: str, *, name: str, log: Path) -> None:

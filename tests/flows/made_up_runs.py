@@ -48,6 +48,7 @@ def phase_results(optimum_known: bool = True) -> dict[str, dict[str, Any]]:
     return {
         "ppo_baseline_capture": {
             "model": PPO_ID,
+            "cost_bps": 1.5,
             "curve": [(i * 10_000, 0.6 - 0.9 * np.exp(-i / 20) + rng.normal(0, 0.05)) for i in range(80)],
             "latency_ms": rng.gamma(4, 0.03, 400),
             "test": arm_result(24, optimum_known, 1),
