@@ -62,6 +62,7 @@ def common(
     state_dir: Annotated[Path | None, typer.Option(help="Where everything is written; .hrm by default.")] = None,
 ) -> None:
     # Child processes (the service, Prefect) must see the same settings, so they travel in the environment.
+    configure_logging("WARNING")
     if settings is not None:
         os.environ["HRM_SETTINGS"] = str(settings.resolve())
     if state_dir is not None:
@@ -308,9 +309,7 @@ def fetch(  # noqa: PLR0913, PLR0917 - options of a command, all by name
 def main() -> None:
     """Run a command and turn what went wrong into one line and an exit code."""
     try:
-        app(standalone_mode=False)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
+        sys.exit(app(standalone_mode=False))  # a command's typer.Exit comes back as its code
     except typer.Abort:
         sys.exit(130)
     except HrmSystemError as error:

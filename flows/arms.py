@@ -39,6 +39,7 @@ def compare(replays: Sequence[Replay]) -> dict[str, Any]:
     for role, arms in _roles(champion, challenger):
         metrics[f"{role}_return_bps_per_day"] = float(earned(arms).mean())
         metrics[f"{role}_error_ratio"] = float(column(arms, "failed").mean())
+        metrics[f"{role}_late_ratio"] = float(column(arms, "late").mean())
         metrics |= {f"{role}_{name}": value for name, value in percentiles(latency_ms[role]).items()}
     return {
         "metrics": metrics | agreement(champion, challenger),

@@ -53,7 +53,7 @@ def train_challenger(run_dir: str) -> dict[str, Any]:
 
     run = load_run(Path(run_dir))
     data = dataset_of(run)
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)  # small matrices: a second thread waits more than it computes
     device = "cuda" if torch.cuda.is_available() else "cpu"
     settings = with_label_temperature(run.settings, data)
     agent = HRMAgent(data.schema, settings, data.cost_bps, device=device, seed=run.inputs.seed)

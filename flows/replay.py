@@ -60,6 +60,7 @@ class Decided:
     model: str = ""
     acting: bool = False
     failed: bool = True
+    late: bool = False
 
 
 @dataclass
@@ -178,7 +179,8 @@ def _ask(service: Service, request: dict[str, Any]) -> Answer | None:
 def _decided(answer: Answer | None, role: str) -> Decided:
     """The part of an answer that is `role`'s: its shadow, or what was answered to the arm it was routed to.
 
-    A missing shadow is a failure: it was late or wrong. So is an acting decision that another model had to take.
+    An arm that did not answer holds: `late` if it was too slow for a shadow, else `failed`, as is an acting decision
+    that another model had to take.
     """
     if answer is None:
         return Decided()
@@ -186,7 +188,10 @@ def _decided(answer: Answer | None, role: str) -> Decided:
     if shadow is not None and shadow["role"] == role:
         return _read(shadow, acting=False)
     routed = answer["role"] if shadow is None else _other(shadow["role"])
-    return _read(answer, acting=True) if routed == role else Decided()
+    if routed == role:
+        return _read(answer, acting=True)
+    late = answer["shadow_missing"] == "late"
+    return Decided(failed=not late, late=late)
 
 
 def _other(role: str) -> str:

@@ -12,7 +12,7 @@ import asyncio
 import time
 import uuid
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import structlog
 
@@ -59,7 +59,8 @@ async def decide(service: Service, request: DecisionRequest) -> DecisionResponse
     facts["fallback"] = run is None or run.model_id != routed.engine.id
     answer = _decision(run, role, facts) if run is not None else _safe(facts)
     _record(service, answer, shadowed)
-    return DecisionResponse(**answer.model_dump(), shadow=shadowed)
+    missing = _why_missing(shadow_run) if other is not None and shadowed is None else None
+    return DecisionResponse(**answer.model_dump(), shadow=shadowed, shadow_missing=missing)
 
 
 def _arms(service: Service, live: Live, symbol: str) -> tuple[_Try, _Try | None]:
@@ -138,6 +139,10 @@ async def _await_shadow(service: Service, shadow: asyncio.Task[Run] | None, star
         service.telemetry.shadow_missed.inc()
         return None
     return shadow.result()
+
+
+def _why_missing(shadow_run: Run | None) -> Literal["late", "failed"]:
+    return "failed" if shadow_run is not None and shadow_run.failed else "late"
 
 
 def _account(request: DecisionRequest, role: Role) -> Account:

@@ -65,6 +65,9 @@ class Decision(Message):
 
 class DecisionResponse(Decision):
     shadow: Decision | None = Field(description="the other arm's decision; no order may follow from it")
+    shadow_missing: Literal["late", "failed"] | None = Field(
+        description="why the other arm has no decision: not within the inference time limit, or the model failed"
+    )
 
 
 class OutcomeRequest(Message):

@@ -77,6 +77,19 @@ def test_bad_input_exits_with_2_and_names_the_remedy(arguments, environ, named: 
     assert "Traceback" not in answer.stderr
 
 
+def test_a_file_with_problems_fails_its_check(tmp_path) -> None:
+    file = tmp_path / "bars.csv"
+    rows = "\n".join(f"2024-01-01T09:{minute}:00+05:30,1,1,1,-1,0" for minute in (15, 20, 25))
+    file.write_text(f"timestamp,open,high,low,close,volume\n{rows}\n")
+    answer = hrm("data", "check", str(file), "--json", state=tmp_path)
+    assert answer.returncode == 2
+    assert last_line(answer)["problems"]
+
+
+def test_an_unknown_option_exits_with_2(tmp_path) -> None:
+    assert hrm("migrate", "--no-such-option", state=tmp_path).returncode == 2
+
+
 def test_a_bad_file_is_refused_before_anything_starts(tmp_path) -> None:
     file = tmp_path / "bars.csv"
     file.write_text("timestamp,open,high,low,close,volume\n2024-01-01 09:15,1,1,1,nan,0\n")

@@ -71,6 +71,7 @@ def phase_results(optimum_known: bool = True) -> dict[str, dict[str, Any]]:
                 "action_agreement_ratio": 0.81,
                 "position_agreement_ratio": 0.77,
                 "challenger_error_ratio": 0.0,
+                "challenger_late_ratio": 0.0,
                 "challenger_p99_ms": 9.0,
                 "rss_gb": 0.3,
             },

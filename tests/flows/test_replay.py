@@ -77,6 +77,17 @@ def test_what_got_no_answer_is_counted_and_held(course):
     assert (played.arms["challenger"].return_bps == 0).all()
 
 
+@pytest.mark.parametrize(("missing", "ratio"), [("late", "challenger_late_ratio"), ("failed", "challenger_error_ratio")])
+def test_a_shadow_that_is_late_is_told_from_one_that_failed(course, missing, ratio):
+    class Missing(Scripted):
+        def decide(self, request: dict[str, Any]) -> dict[str, Any]:
+            return super().decide(request) | {"shadow": None, "shadow_missing": missing}
+
+    metrics = compare([replay(Missing(), course, lanes_of(course))])["metrics"]
+    assert metrics.pop(ratio) == 1.0
+    assert metrics["challenger_late_ratio" if missing == "failed" else "challenger_error_ratio"] == 0.0
+
+
 def test_a_stop_hands_over_what_the_challenger_holds(course):
     asked: list[float] = []
     played = replay(
