@@ -62,9 +62,7 @@ class Architecture(Section):
         for name in ("h_module_dim", "l_module_dim"):
             width = getattr(self, name)
             if width % (2 * self.num_heads):
-                raise ValueError(
-                    f"{name} ({width}) must be a multiple of 2 * num_heads = {2 * self.num_heads}"
-                )
+                raise ValueError(f"{name} ({width}) must be a multiple of 2 * num_heads = {2 * self.num_heads}")
         return self
 
 
@@ -317,9 +315,7 @@ def _read(file: Path) -> dict[str, Any]:
     return tree
 
 
-def _environment_overrides(
-    environ: Mapping[str, str], tree: dict[str, Any]
-) -> tuple[dict[str, Any], list[str]]:
+def _environment_overrides(environ: Mapping[str, str], tree: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """HRM_A__B=value as {"a": {"b": value}}; names match without regard to case, values are YAML."""
     overrides: dict[str, Any] = {}
     problems: list[str] = []

@@ -77,7 +77,9 @@ def test_what_got_no_answer_is_counted_and_held(course):
     assert (played.arms["challenger"].return_bps == 0).all()
 
 
-@pytest.mark.parametrize(("missing", "ratio"), [("late", "challenger_late_ratio"), ("failed", "challenger_error_ratio")])
+@pytest.mark.parametrize(
+    ("missing", "ratio"), [("late", "challenger_late_ratio"), ("failed", "challenger_error_ratio")]
+)
 def test_a_shadow_that_is_late_is_told_from_one_that_failed(course, missing, ratio):
     class Missing(Scripted):
         def decide(self, request: dict[str, Any]) -> dict[str, Any]:
