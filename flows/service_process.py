@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,13 +32,18 @@ class ServiceProcess:
 
 
 @contextmanager
-def service_process(settings: Settings, *, champion: str | None = None) -> Iterator[ServiceProcess]:
-    """Run `python -m serving` on a free port, whatever `settings.serving.port` says. Raises ConfigError."""
+def service_process(
+    settings: Settings, *, champion: str | None = None, environ: Mapping[str, str] | None = None
+) -> Iterator[ServiceProcess]:
+    """Run `python -m serving` on a free port, whatever `settings.serving.port` says. Raises ConfigError.
+
+    `environ` adds variables; nothing is inherited, so that no drill tells anybody about its rollbacks.
+    """
     state_dir = settings.paths.state_dir
     log = state_dir / "service.log"
     log.unlink(missing_ok=True)
     command = [sys.executable, "-m", "serving", *(["--champion", champion] if champion else [])]
-    with child("the inference service", command, log=log, env=_environment(settings)) as running:
+    with child("the inference service", command, log=log, env=_environment(settings) | dict(environ or {})) as running:
         wait_until_healthy(running, lambda: _answers(_listening_at(log)), READY_LIMIT_S)
         token = (state_dir / "api_token").read_text(encoding="utf-8").strip()
         yield ServiceProcess(_listening_at(log), token, running.process, log)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -11,6 +12,7 @@ from core.errors import HrmSystemError
 from core.settings import Settings
 from serving import problems
 from serving.auth import Door, read_or_create_token
+from serving.outbox import prefect_api
 from serving.routes import router
 from serving.service import Service
 
@@ -24,7 +26,7 @@ def create_app(settings: Settings, *, champion: str | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        service = Service(settings, champion)
+        service = Service(settings, champion, prefect_api(os.environ))
         try:
             await service.open()
         except HrmSystemError as error:

@@ -22,6 +22,7 @@ from core.settings import Settings
 from serving.engine import Engine, load_engine
 from serving.guard import Guard
 from serving.lanes import Lane
+from serving.outbox import Outbox, PrefectApi
 from serving.rollout import Event, RolloutStore
 from serving.routing import Role
 from serving.telemetry import Telemetry
@@ -50,13 +51,18 @@ class Live:
 
 
 class Service:
-    def __init__(self, settings: Settings, champion: str | None = None) -> None:
-        """`champion` (name/version) is installed only if the rollout state names none yet."""
+    def __init__(self, settings: Settings, champion: str | None = None, prefect: PrefectApi | None = None) -> None:
+        """`champion` (name/version) is installed only if the rollout state names none yet.
+
+        `prefect` is told about rollbacks; without one nobody is.
+        """
         self.settings = settings
         self.telemetry = Telemetry()
         self.guard = Guard(settings.triggers)
         self.live = Live(RolloutState())
         self._first_champion = champion
+        self._prefect = prefect
+        self._outbox: Outbox | None = None
         self._commands = asyncio.Lock()
         self._rollback: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -65,6 +71,8 @@ class Service:
         """Load what the durable state names, all of it warm. Raises ConfigError or ModelError."""
         s = self.settings
         self.store = RolloutStore(s.paths.state_dir / "rollout.db", s.rollout)
+        if self._prefect is not None:  # before anything below can roll back
+            self._outbox = Outbox(self._prefect, self.store, s.paths.state_dir / "outbox.json")
         limit_s = s.performance.inference_timeout_ms * TIMEOUT_FACTOR / 1e3
         self.lanes: dict[Role, Lane] = {
             "champion": Lane("champion", limit_s),
@@ -78,6 +86,8 @@ class Service:
         self._install(*self._load(state))
         self._tick_memory()
         self.spawn(self._watch())
+        if self._outbox is not None:
+            self.spawn(self._outbox.run())
 
     async def close(self) -> None:
         """Stop running models and background work; an undurable rollback gets a last chance."""
@@ -164,6 +174,8 @@ class Service:
         self.live = replace(self.live, state=state, durable=True)
         self.telemetry.rollout(state)
         self.telemetry.propagation.observe(time.perf_counter() - started)
+        if self._outbox is not None:
+            self._outbox.wake()
 
     def _install(self, state: RolloutState, engines: dict[str, Engine]) -> None:
         """Let a durable state take effect, unless a rollback overtook it."""
