@@ -104,7 +104,7 @@ def export(
     version: Annotated[str, typer.Option(help="Version to publish as hrm/<version>.")],
     as_json: AsJson = False,
 ) -> None:
-    """Export a checkpoint to ONNX, prove parity with torch, and publish it."""
+    """Export a checkpoint to ONNX, prove parity with torch, and publish it. `hrm train` does this by itself."""
     from hrm.checkpoint import load_model
     from hrm.export import export_model
 

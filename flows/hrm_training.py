@@ -56,8 +56,10 @@ def train_challenger(run_dir: str) -> dict[str, Any]:
     torch.set_num_threads(1)  # small matrices: a second thread waits more than it computes
     device = "cuda" if torch.cuda.is_available() else "cpu"
     settings = with_label_temperature(run.settings, data)
-    agent = HRMAgent(data.schema, settings, data.cost_bps, device=device, seed=run.inputs.seed)
+    agent = HRMAgent(data.schema, settings, data.label_cost_bps, device=device, seed=run.inputs.seed)
     curve = fit(agent, data, run)
+    checkpoint = run.folder / "checkpoint"
+    agent.save_model(checkpoint)
     report(PHASE, 0.9, "exporting")
     manifest = export_model(
         agent.model,
@@ -73,13 +75,14 @@ def train_challenger(run_dir: str) -> dict[str, Any]:
         "model": f"{manifest.name}/{manifest.version}",
         "parameters": manifest.parameters,
         "preset": manifest.preset,
+        "checkpoint": str(checkpoint),
         "curve": curve,
     }
 
 
 def with_label_temperature(settings: Settings, data: Dataset) -> Settings:
     """The settings with the temperature the data's labels need: a file's are noisier than an oracle's."""
-    ratio = data.label_temperature_bps / data.cost_bps
+    ratio = data.label_temperature_bps / data.label_cost_bps
     hrm = settings.training_params.hrm.model_copy(update={"label_temperature": ratio})
     training = settings.training_params.model_copy(update={"hrm": hrm})
     return settings.model_copy(update={"training_params": training})

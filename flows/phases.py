@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -94,11 +93,7 @@ def dataset_of(run: Run) -> Dataset:
 @lru_cache(maxsize=1)
 def _dataset(folder: Path) -> Dataset:
     run = load_run(folder)
-    data = build_dataset(run.settings, run.inputs.data, run.inputs.seed)
-    if data.optimum_known:
-        return data
-    # A file's values are labels for training, not an optimum: no regret can be computed from them.
-    return replace(data, validation=replace(data.validation, values=None), test=replace(data.test, values=None))
+    return build_dataset(run.settings, run.inputs.data, run.inputs.seed)
 
 
 def free_version(run: Run, name: str) -> str:

@@ -82,7 +82,7 @@ def equity(arms: Arms) -> str:
         below.fill_between(np.arange(len(curve)), drawdown, color=colour(arm), alpha=0.25, linewidth=0)
         below.plot(drawdown, color=colour(arm), linewidth=0.9)
     above.axhline(0, color=MUTED, linewidth=0.8)
-    above.set_ylabel("cumulative return, %")
+    above.set_ylabel("sum of returns, %")
     below.set_ylabel("drawdown, %")
     below.set_xlabel("held-out sessions, in order")
     above.margins(x=0)

@@ -5,16 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from prefect import flow, task
 
 from flows.measure import arm_numbers, evaluate_on_test, footprint
 from flows.phases import complete, dataset_of, free_version, git_commit, summary
 from flows.progress import report
 from flows.run_state import Run, load_run
-from trading.dataset import Dataset
-from trading.env import EndlessEnv, SessionEnv
-from trading.features import sizing_log_quantity
+from trading.dataset import training_env
 
 PHASE = "ppo_baseline_capture"
 MODEL = "ppo"
@@ -50,7 +47,8 @@ def train_incumbent(run_dir: str) -> dict[str, Any]:
         report(PHASE, 0.9 * done / total, f"{done:,} of {total:,} steps")
 
     torch.set_num_threads(1)  # small matrices: a second thread waits more than it computes
-    agent = train(training_env(run, data), data.schema, run.settings, seed=seed, progress=progress)
+    env = training_env(data, run.settings, seed)
+    agent = train(env, data.schema, run.settings, seed=seed, progress=progress)
     manifest = export(
         agent,
         store=run.models,
@@ -70,18 +68,3 @@ def measure_incumbent(run_dir: str, model: str) -> dict[str, Any]:
     latency_ms = cost.pop("latency_ms")
     test = arm_numbers(evaluate_on_test(run, model))
     return {"metrics": cost, "latency_ms": latency_ms, "test": test, "cost_bps": dataset_of(run).cost_bps}
-
-
-def training_env(run: Run, data: Dataset) -> EndlessEnv:
-    """Random training sessions for ever, `n_envs` at a time."""
-    market, trading = data.train, run.settings.trading
-    rng = np.random.default_rng(run.inputs.seed)
-    first = rng.choice(market.sessions, size=run.settings.training_params.ppo.n_envs)
-    log_quantity = sizing_log_quantity(
-        market.volatility,
-        market.bars.close,
-        capital=trading.initial_capital,
-        target_volatility_bps=trading.target_volatility_bps,
-        max_quantity=trading.max_quantity,
-    )
-    return EndlessEnv(SessionEnv(market, data.schema, first, data.cost_bps), log_quantity, run.inputs.seed)

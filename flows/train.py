@@ -37,6 +37,7 @@ def train_and_publish(
     held_out = evaluate_on_test(run, trained["model"])
     return {
         "model": trained["model"],
+        "checkpoint": trained.get("checkpoint"),
         "train_s": train_s,
         "mean_segments": held_out.mean_segments,
         **headline(held_out),

@@ -37,7 +37,7 @@ def test_training_serving_trading_and_rolling_out_work_as_written(tmp_path) -> N
     environment = os.environ | SMALL
     environment |= {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "HRM_PATHS__STATE_DIR": str(tmp_path / "state"),
+        "HRM_PATHS__STATE_DIR": str(tmp_path / ".hrm"),
         "HRM_SERVING__PORT": str(free_port()),
         "OMP_NUM_THREADS": "1",
     }

@@ -28,6 +28,9 @@ from trading.files import load_market_bars
 from trading.market import Bars, Ints, Market, prepare
 
 LABEL_HORIZON = 24  # bars
+# A file's labels charge this multiple of the real cost: a margin of safety without which a model trades on its own
+# estimation noise (docs/experiments.md). Evaluation charges the real cost.
+LABEL_COST_MULTIPLE = 4.0
 CHARGED_UNITS = 65.0  # one lot of NIFTY futures: the size whose charges are assumed
 MIN_SESSIONS = 60  # of a file: fewer cannot be split into train, validation and test
 TRAIN_SHARE, VALIDATION_SHARE = 0.7, 0.1
@@ -43,6 +46,7 @@ class Dataset:
     source: Literal["synthetic", "file"]
     schema: ObservationSchema
     cost_bps: float  # per unit of turnover
+    label_cost_bps: float  # the same, as the training labels charge it
     label_temperature_bps: float  # of softmax(values / temperature)
     digest: str
 
@@ -65,8 +69,18 @@ def _synthetic(settings: Settings, seed: int) -> Dataset:
         market = prepare(path.bars, _features(settings, law.bars_per_session), window=settings.observation.window)
         market = market.restricted_to(WARM_UP_SESSIONS, sessions + WARM_UP_SESSIONS - 1)
         parts.append(market.with_values(solution.values(path)))
-    temperature = settings.training_params.hrm.label_temperature * cost
-    return _dataset(settings, parts, "synthetic", cost, temperature)
+    train, validation, test = parts
+    return Dataset(
+        train=train,
+        validation=validation,
+        test=test,
+        source="synthetic",
+        schema=schema(settings.observation),
+        cost_bps=cost,
+        label_cost_bps=cost,
+        label_temperature_bps=settings.training_params.hrm.label_temperature * cost,
+        digest=oracle.digest(law, cost),
+    )
 
 
 def _from_file(settings: Settings, data: Path) -> Dataset:
@@ -80,18 +94,26 @@ def _from_file(settings: Settings, data: Path) -> Dataset:
             code="too_few_bars",
         )
     cost = file_cost_bps(bars, settings.trading)
-    values = horizon_values(bars, cost)
+    values = horizon_values(bars, LABEL_COST_MULTIPLE * cost)
     first_validation = int(len(ids) * TRAIN_SHARE)
     first_test = int(len(ids) * (TRAIN_SHARE + VALIDATION_SHARE))
-    parts = [
+    train, validation, test = (
         market.restricted_to(int(ids[start]), int(ids[stop - 1]))
         for start, stop in ((0, first_validation), (first_validation, first_test), (first_test, len(ids)))
-    ]
-    # Hindsight values are far noisier than their mean: at a temperature of their own size the softmax is close to
-    # linear, so its average ranks targets as the average value does.
-    temperature = float(values[market.decision_bars].std())
-    parts[0] = parts[0].with_values(values)  # labels, not an optimum: nothing may be judged by them
-    return _dataset(settings, parts, "file", cost, temperature)
+    )
+    return Dataset(
+        train=train.with_values(values),  # labels, not an optimum: nothing may be judged by them
+        validation=validation,
+        test=test,
+        source="file",
+        schema=schema(settings.observation),
+        cost_bps=cost,
+        label_cost_bps=LABEL_COST_MULTIPLE * cost,
+        # Hindsight values are far noisier than their mean: at a temperature of their own size the softmax is close
+        # to linear, so its average ranks targets as the average value does.
+        label_temperature_bps=float(values[train.decision_bars].std()),
+        digest=bars.digest,
+    )
 
 
 def market_of_file(settings: Settings, data: Path) -> Market:
@@ -99,27 +121,6 @@ def market_of_file(settings: Settings, data: Path) -> Market:
     bars = load_market_bars(data)
     session_length = int(np.bincount(np.bincount(bars.session)).argmax())
     return prepare(bars, _features(settings, session_length), window=settings.observation.window)
-
-
-def _dataset(
-    settings: Settings,
-    parts: list[Market],
-    source: Literal["synthetic", "file"],
-    cost_bps: float,
-    temperature: float,
-) -> Dataset:
-    train, validation, test = parts
-    digest = train.bars.digest if source == "file" else oracle.digest(settings.synthetic_market, cost_bps)
-    return Dataset(
-        train,
-        validation,
-        test,
-        source,
-        schema(settings.observation),
-        cost_bps,
-        max(temperature, 1e-6),
-        digest,
-    )
 
 
 def _features(settings: Settings, bars_per_session: int) -> FeatureSettings:
@@ -173,7 +174,7 @@ def training_rows(
     """Observations and labels at bars `at` [B] with positions [B]."""
     assert market.values is not None  # noqa: S101 - build_dataset labels every market
     seen = observe(market, dataset.schema, at, position)
-    values = market.values[at] - dataset.cost_bps * np.abs(TARGETS - position[:, None])
+    values = market.values[at] - dataset.label_cost_bps * np.abs(TARGETS - position[:, None])
     return {
         **seen._asdict(),
         "q_values": values.astype(np.float32),
@@ -192,9 +193,9 @@ def sizing(market: Market, trading: Trading) -> NDArray[np.float32]:
     )
 
 
-def training_env(dataset: Dataset, settings: Settings, rows: int, seed: int) -> EndlessEnv:
-    """An endless environment over the training sessions, `rows` portfolios at once."""
+def training_env(dataset: Dataset, settings: Settings, seed: int) -> EndlessEnv:
+    """An endless environment over the training sessions, `n_envs` portfolios at once."""
     market = dataset.train
-    sessions = np.random.default_rng(seed).choice(market.sessions, size=rows)
+    sessions = np.random.default_rng(seed).choice(market.sessions, size=settings.training_params.ppo.n_envs)
     env = SessionEnv(market, dataset.schema, sessions, dataset.cost_bps)
     return EndlessEnv(env, sizing(market, settings.trading), seed)
