@@ -93,6 +93,7 @@ class Outbox:
     async def run(self) -> None:
         """Ship until cancelled, again and again while the server is gone, and warn once for each kind of trouble."""
         async with self._http:
+            await self._save()  # from now on it is activated
             trouble, retry_s = "", FIRST_RETRY_S
             while True:
                 await self._grown.wait()
@@ -100,21 +101,21 @@ class Outbox:
                 try:
                     await self._ship()
                     trouble, retry_s = "", FIRST_RETRY_S
-                except (httpx.HTTPError, httpx.InvalidURL, SQLAlchemyError, OSError) as error:
+                except (httpx.HTTPError, httpx.InvalidURL, SQLAlchemyError) as error:
                     trouble = _warn(error, trouble)
                     self._grown.set()
                     await asyncio.sleep(retry_s)
                     retry_s = min(2 * retry_s, LONGEST_RETRY_S)
 
     async def _ship(self) -> None:
-        try:
-            while events := await asyncio.to_thread(self._store.events, self._cursor.version):
-                for event in events:
-                    if event.command in (Command.ABORT, Command.ROLLBACK):
-                        await self._post(event)
-                    self._cursor = Cursor(version=event.version, hash=event.hash)
-        finally:  # what was told stays told, whatever came after it
-            await self._save()
+        while events := await asyncio.to_thread(self._store.events, self._cursor.version):
+            for event in events:
+                told = event.command in (Command.ABORT, Command.ROLLBACK)
+                if told:
+                    await self._post(event)
+                self._cursor = Cursor(version=event.version, hash=event.hash)
+                if told:
+                    await self._save()
 
     async def _post(self, event: Event) -> None:
         first, *_ = await asyncio.to_thread(self._store.events, 0, 1)
@@ -127,10 +128,15 @@ class Outbox:
         log.info("rollback_told", version=event.version, event_id=message["id"], superseded=bool(later))
 
     async def _save(self) -> None:
-        if self._saved != self._cursor:
-            cursor = self._cursor
+        """Keep the cursor, if the disk lets us: without it a restart tells again what the server knows by its id."""
+        if self._saved == self._cursor:
+            return
+        cursor = self._cursor
+        try:
             await asyncio.to_thread(write_json, self._file, cursor.model_dump())
             self._saved = cursor
+        except OSError as error:
+            log.warning("outbox_cursor_not_saved", file=str(self._file), error=str(error), remedy="free the disk")
 
 
 def as_prefect_event(event: Event, *, log_hash: str, superseded: bool) -> dict[str, Any]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import secrets
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,113 +14,20 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-import httpx
-import prefect
 import pytest
 import structlog
+from live_prefect import LIMIT_S, Prefect, call, decide, let_the_guard_roll_back, until
 from tiny_models import publish_all, settings_in
 
 from core.settings import Rollout, Settings
-from flows.control_plane import PRIVATE
 from flows.drill_models import FAULT_LEVEL
-from flows.processes import child, free_port, wait_until_healthy
 from flows.service_process import ServiceProcess, service_process
 from serving import outbox
 from serving.outbox import BREACH, SUPERSEDED, Outbox, PrefectApi, prefect_api
 from serving.rollout import RolloutStore
 from serving.transitions import Change, Command
 
-LIMIT_S = 60.0
-
-
-def until(condition: Callable[[], bool], limit_s: float = LIMIT_S) -> None:
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
-
-
 # A real Prefect server and the real service.
-
-
-@dataclass(frozen=True)
-class Prefect:
-    """A Prefect server that has its address and password before it runs."""
-
-    home: Path
-    port: int = field(default_factory=free_port)
-    password: str = field(default_factory=lambda: f"hrm:{secrets.token_urlsafe(16)}")
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/api"
-
-    @property
-    def environ(self) -> dict[str, str]:
-        return {"PREFECT_API_URL": self.url, "PREFECT_API_AUTH_STRING": self.password}
-
-    @property
-    def posts(self) -> int:
-        """Requests with events that the server accepted, by its own access log."""
-        return (self.home / "log").read_text().count('"POST /api/events HTTP/1.1" 204')
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        folder = str(Path(prefect.__file__).parent)
-        application = ["--app-dir", folder, "--factory", "prefect.server.api.server:create_app", "--lifespan", "on"]
-        command = [sys.executable, "-m", "uvicorn", *application, "--host", "127.0.0.1", "--port", str(self.port)]
-        env = PRIVATE | {
-            "PREFECT_HOME": str(self.home),
-            "PREFECT_SERVER_API_AUTH_STRING": self.password,
-            "PREFECT_SERVER_LOGGING_LEVEL": "INFO",  # for the access log
-            "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_BATCH_SIZE": "1",  # seen at once, not after five seconds
-        }
-        with child("the Prefect server", command, log=self.home / "log", env=env) as server:
-            wait_until_healthy(server, self._healthy, 120)
-            yield
-
-    def _healthy(self) -> bool:
-        try:
-            return httpx.get(f"{self.url}/health", timeout=2, trust_env=False).status_code == 200
-        except httpx.TransportError:
-            return False
-
-    def events(self) -> list[dict[str, Any]]:
-        """What the server knows about us, oldest first."""
-        user, password = self.password.split(":")
-        body = {"filter": {"event": {"prefix": ["hrm.serving."]}, "order": "ASC"}}
-        answer = httpx.post(f"{self.url}/events/filter", json=body, auth=(user, password), trust_env=False)
-        events: list[dict[str, Any]] = answer.raise_for_status().json()["events"]
-        return events
-
-
-def call(service: ServiceProcess, path: str, **body: Any) -> dict[str, Any]:
-    headers = {"Authorization": f"Bearer {service.token}"}
-    answer = httpx.post(service.url + path, json=body, headers=headers, trust_env=False, timeout=20)
-    result: dict[str, Any] = answer.raise_for_status().json()
-    return result
-
-
-def decide(service: ServiceProcess, level: float) -> dict[str, Any]:
-    account = {"features": [0.0, 0.0], "position": 0}
-    accounts = {"champion": account, "challenger": account}
-    return call(service, "/v1/decisions", symbol="A", bars=[[level] * 2] * 4, complexity=0.1, accounts=accounts)
-
-
-def let_the_guard_roll_back(service: ServiceProcess) -> dict[str, Any]:
-    call(service, "/v1/rollout/start", champion="ppo/v1", challenger="nan/v1")
-    headers = {"Authorization": f"Bearer {service.token}"}
-
-    def latched() -> bool:
-        decide(service, FAULT_LEVEL + 1)
-        return bool(state()["latched"] and state()["durable"])
-
-    def state() -> dict[str, Any]:
-        answer: dict[str, Any] = httpx.get(f"{service.url}/v1/rollout", headers=headers, trust_env=False).json()
-        return answer
-
-    until(latched)
-    return state()
 
 
 @dataclass
@@ -153,6 +58,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
         _in_outage(service, told)
         with server.running():
             until(lambda: bool(server.events()))
+            until(lambda: cursor_in(folder) == told.rolled_back["version"])
             told.after_outage = server.events()
             service.process.terminate()
             service.process.wait(15)
@@ -160,6 +66,15 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
             at_first[1].replace(at_first[0])  # as if the machine had died between the server's answer and the disk
             _after_a_lost_cursor(settings, server, told)
     return told
+
+
+def cursor_in(folder: Path) -> int | None:
+    """The version up to which rollbacks are told, None while no cursor can be read."""
+    try:
+        version: int = json.loads((folder / "outbox.json").read_text())["version"]
+    except (FileNotFoundError, ValueError, KeyError):
+        return None
+    return version
 
 
 def _without_prefect(settings: Settings) -> None:
@@ -180,8 +95,9 @@ def _in_outage(service: ServiceProcess, told: Story) -> None:
 def _after_restart(settings: Settings, server: Prefect, told: Story) -> None:
     with service_process(settings, environ=server.environ) as service:
         call(service, "/v1/rollout/start", champion="ppo/v1", challenger="hrm/v2")
-        call(service, "/v1/rollout/abort", reason="second thoughts", actor="anna")
+        aborted = call(service, "/v1/rollout/abort", reason="second thoughts", actor="anna")
         until(lambda: len(server.events()) > 1)
+        until(lambda: cursor_in(settings.paths.state_dir) == aborted["version"])
     told.after_restart, told.posts_after_restart = server.events(), server.posts
 
 
@@ -240,6 +156,7 @@ class Receiver(ThreadingHTTPServer):
 
     def __init__(self, *answers: int) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
+        self.daemon_threads = True  # a kept-alive connection must not hold up the end
         self.answers = list(answers)
         self.got: list[tuple[int, dict[str, str], dict[str, Any]]] = []
 
@@ -289,8 +206,10 @@ def store(tmp_path: Path) -> Iterator[RolloutStore]:
 def receiver(*answers: int) -> Iterator[Receiver]:
     with Receiver(*answers) as server:
         Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        yield server
-        server.shutdown()
+        try:
+            yield server
+        finally:
+            server.shutdown()
 
 
 def roll_back(store: RolloutStore, challenger: str) -> None:
@@ -311,7 +230,8 @@ def ship(box: Outbox, done: Callable[[], bool], meanwhile: Callable[[], None] = 
             assert not task.done(), task
             await asyncio.sleep(0.01)
         task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        await asyncio.wait({task}, timeout=LIMIT_S)
+        assert task.done(), "the outbox holds up the end of the service"
 
     asyncio.run(wait())
 
@@ -355,12 +275,11 @@ def test_without_a_cursor_of_this_log_its_history_is_not_told(
         (tmp_path / "outbox.json").write_text(cursor)
     with receiver() as server, structlog.testing.capture_logs() as lines:
         box = Outbox(server.api, store, tmp_path / "outbox.json")
-        ship(box, lambda: bool(server.accepted), lambda: roll_back(store, "hrm/v2"))
+        ship(box, lambda: cursor_in(tmp_path) == store.read().version, lambda: roll_back(store, "hrm/v2"))
     assert reasons(server) == ["hrm/v2"]
     assert [line["event"].startswith("outbox_cursor") for line in lines if line["log_level"] == "warning"] == (
         [] if cursor is None else [True]
     )
-    assert json.loads((tmp_path / "outbox.json").read_text())["version"] == store.read().version
 
 
 def test_a_disk_that_refuses_the_cursor_does_not_repeat_an_event(store: RolloutStore, tmp_path: Path) -> None:
