@@ -9,6 +9,7 @@ decisions, not of their leverage.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ REWARD_SCALE = 0.1  # rewards are in bps: a few tenths after scaling
 QUANTITY_COEF = 0.1
 ILLEGAL_LOGIT = -1e9
 REPORT_S = 1.0
+VALIDATIONS = 5  # as many looks as the HRM's training has in the compact preset
 
 
 class VectorEnv(Protocol):
@@ -85,6 +87,15 @@ def log_policy(logits: Tensor, position: Tensor) -> Tensor:
 _LEGAL = torch.from_numpy(legal_actions(np.array([-1, 0, 1])))
 
 
+@dataclass(frozen=True)
+class Decisions:
+    """What the agent does in B rows."""
+
+    action: NDArray[np.int64]
+    quantity: NDArray[np.float64]  # units
+    segments: NDArray[np.int64]  # always 1: a PPO thinks once
+
+
 class PpoAgent:
     """A trained PPO behind the seed's agent interface."""
 
@@ -104,6 +115,14 @@ class PpoAgent:
         logits = logits[0].masked_fill(~_LEGAL[observation.position + 1], ILLEGAL_LOGIT)
         return int(logits.argmax()), float(log_quantity[0].exp().clamp(1.0, self.quantity_max))
 
+    @torch.no_grad()
+    def decide_batch(self, bars: Floats, account: Floats, complexity: Floats, position: NDArray[np.int64]) -> Decisions:
+        """Greedy legal decisions for B finite rows: bars [B, W, F], account [B, A], position [B]."""
+        logits, log_quantity, _ = self.network(torch.from_numpy(bars), torch.from_numpy(account))
+        action = log_policy(logits, torch.from_numpy(position)).argmax(dim=1)
+        quantity = log_quantity.exp().clamp(1.0, self.quantity_max).double()
+        return Decisions(action.numpy(), quantity.numpy(), np.ones(len(position), dtype=np.int64))
+
 
 @dataclass(frozen=True)
 class Rollout:
@@ -120,6 +139,7 @@ class Rollout:
 
 
 Progress = Callable[[int, int, float], None]  # samples done, samples in all, mean reward in bps per step
+Validate = Callable[[PpoAgent], float]  # of held-out sessions, lower is better
 
 
 def train(
@@ -129,25 +149,55 @@ def train(
     *,
     seed: int,
     progress: Progress | None = None,
+    validate: Validate | None = None,
 ) -> PpoAgent:
-    """Train from scratch for `total_timesteps` samples. The same seed and thread count give the same agent."""
+    """Train from scratch for `total_timesteps` samples. The same seed and thread count give the same agent.
+
+    With `validate`, the weights that did best at VALIDATIONS moments since all costs are charged are kept, as an HRM's
+    are; without, the last.
+    """
     torch.manual_seed(seed)
     hyper = settings.training_params.ppo
     quantity_max = settings.trading.max_quantity
     network = PpoNetwork(schema, hyper.hidden_dim, quantity_max)
     optimizer = torch.optim.Adam(network.parameters(), lr=hyper.learning_rate, eps=1e-5)
     updates = max(1, hyper.total_timesteps // (hyper.n_envs * hyper.n_steps))
-    reported = 0.0
+    reported, best = 0.0, _Best(validate, PpoAgent(network, schema, quantity_max))
+    charged_from = int(updates * hyper.cost_warmup_ratio)
+    validate_every = max(1, (updates - charged_from) // VALIDATIONS)
     for update in range(updates):
         for group in optimizer.param_groups:
             group["lr"] = hyper.learning_rate * (1.0 - update / updates)
         waived = max(0.0, 1.0 - update / (updates * hyper.cost_warmup_ratio)) if hyper.cost_warmup_ratio else 0.0
         rollout, mean_reward = _collect(network, env, hyper, waived)
         _update(network, optimizer, rollout, hyper)
+        if update == updates - 1 or (update > charged_from and (updates - 1 - update) % validate_every == 0):
+            best.look()
         if progress and (time.monotonic() - reported > REPORT_S or update == updates - 1):
             reported = time.monotonic()
             progress((update + 1) * hyper.n_envs * hyper.n_steps, updates * hyper.n_envs * hyper.n_steps, mean_reward)
-    return PpoAgent(network, schema, quantity_max)
+    return best.agent()
+
+
+class _Best:
+    """The weights with the lowest validation so far."""
+
+    def __init__(self, validate: Validate | None, agent: PpoAgent) -> None:
+        self._validate, self._agent = validate, agent
+        self._lowest = float("inf")
+        self._weights: dict[str, Tensor] = {}
+
+    def look(self) -> None:
+        if self._validate is None:
+            return
+        found = self._validate(self._agent)
+        if found < self._lowest:
+            self._lowest, self._weights = found, copy.deepcopy(self._agent.network.state_dict())
+
+    def agent(self) -> PpoAgent:
+        if self._weights:
+            self._agent.network.load_state_dict(self._weights)
+        return self._agent
 
 
 @torch.no_grad()

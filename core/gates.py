@@ -27,12 +27,13 @@ class Limit(BaseModel):
     metric: str = Field(min_length=1)
     min: float | None = None
     max: float | None = None
+    above: float | None = Field(default=None, description="strictly: what merely equals it has shown nothing")
     why: str = Field(min_length=1, description="what a person reads when the gate says no")
 
     @model_validator(mode="after")
     def _bounds_something(self) -> Limit:
-        if self.min is None and self.max is None:
-            raise ValueError(f"limit on {self.metric} needs a min or a max")
+        if self.min is None and self.max is None and self.above is None:
+            raise ValueError(f"limit on {self.metric} needs a min, a max or an above")
         return self
 
 
@@ -76,9 +77,15 @@ def judge(metrics: Mapping[str, float | None], limits: Iterable[Limit]) -> GateR
 
 def _check(limit: Limit, value: float | None) -> Check:
     described = " and ".join(
-        f"{sign} {bound:g}" for sign, bound in ((">=", limit.min), ("<=", limit.max)) if bound is not None
+        f"{sign} {bound:g}"
+        for sign, bound in ((">=", limit.min), ("<=", limit.max), (">", limit.above))
+        if bound is not None
     )
     if value is None or math.isnan(value):
         return Check(limit.metric, None, described, Verdict.INCONCLUSIVE, limit.why)
-    inside = (limit.min is None or value >= limit.min) and (limit.max is None or value <= limit.max)
+    inside = (
+        (limit.min is None or value >= limit.min)
+        and (limit.max is None or value <= limit.max)
+        and (limit.above is None or value > limit.above)
+    )
     return Check(limit.metric, value, described, Verdict.PASS if inside else Verdict.FAIL, limit.why)

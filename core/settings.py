@@ -90,9 +90,9 @@ class Act(Section):
 
 
 class ComplexityDetection(Section):
-    volatility_window: int = Field(ge=2)
-    trend_strength_window: int = Field(ge=2)
-    momentum_window: int = Field(ge=2)
+    volatility_window: int = Field(ge=2, le=64)  # bars
+    trend_strength_window: int = Field(ge=2, le=64)  # bars
+    momentum_window: int = Field(ge=2, le=64)  # bars
     complexity_threshold: Ratio
 
 

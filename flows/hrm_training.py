@@ -14,19 +14,18 @@ from typing import TYPE_CHECKING, Any
 from prefect import flow, task
 
 from core.settings import Settings
-from flows.measure import arm_numbers, engine_of, evaluate_on_test, footprint
+from flows.measure import arm_numbers, engine_of, evaluate_on_test, footprint, selection_loss, validated
 from flows.phases import complete, dataset_of, free_version, git_commit, summary
 from flows.progress import report
 from flows.run_state import Run, load_run
 from trading.dataset import Dataset, training_batches
-from trading.evaluation import Evaluation, advantage, evaluate, mean_interval
+from trading.evaluation import advantage, mean_interval
 
 if TYPE_CHECKING:  # torch takes seconds to import; only training needs it
     from hrm.agent import HRMAgent
 
 PHASE = "hrm_training"
 MODEL = "hrm"
-VALIDATION_SESSIONS = 100  # enough to rank epochs, few enough to leave the time to training
 
 
 @flow(name=PHASE, timeout_seconds=24 * 3600)
@@ -99,13 +98,7 @@ def fit(agent: HRMAgent, data: Dataset, run: Run) -> list[dict[str, float]]:
         train_loss = _epoch(agent, batches, steps, (epoch, hyper.max_epochs))
         if epoch % hyper.validation_frequency and epoch != hyper.max_epochs:
             continue
-        validation = evaluate(
-            agent.decide_batch,
-            data.validation,
-            data.schema,
-            data.cost_bps,
-            data.validation.sessions[:VALIDATION_SESSIONS],
-        )
+        validation = validated(agent.decide_batch, data)
         point = {"epoch": epoch, "train_loss": train_loss, "loss_bps": selection_loss(validation)}
         if not curve or point["loss_bps"] < min(earlier["loss_bps"] for earlier in curve):
             best = copy.deepcopy(agent.model.state_dict())
@@ -126,13 +119,6 @@ def _epoch(agent: HRMAgent, batches: Any, steps: int, at: tuple[int, int]) -> fl
         if step % 20 == 0:
             report(PHASE, 0.9 * (epoch - 1 + step / steps) / epochs, f"epoch {epoch} of {epochs}")
     return total / steps
-
-
-def selection_loss(evaluation: Evaluation) -> float:
-    """What the best weights minimise, bps per session: regret, or the negative return without an optimum."""
-    if evaluation.regret_bps is not None:
-        return float(evaluation.regret_bps.mean())
-    return -float(evaluation.return_bps.mean())
 
 
 @task(name="compare_hrm_with_ppo")

@@ -14,12 +14,14 @@ from flows.phases import dataset_of
 from flows.run_state import Run
 from serving.engine import Engine
 from serving.store import load_version
-from trading.env import observe
+from trading.dataset import Dataset
+from trading.env import Policy, observe
 from trading.evaluation import Evaluation, Interval, evaluate, mean_interval, score_interval
 from trading.features import Floats
 
 OBSERVATIONS = 420
 DEADLINE_S = 120
+VALIDATION_SESSIONS = 100  # enough to rank weights, few enough to leave the time to training
 
 
 def engine_of(run: Run, model_id: str) -> Engine:
@@ -32,6 +34,19 @@ def evaluate_on_test(run: Run, model_id: str) -> Evaluation:
     """The model on every held-out test session, exported and run as in production."""
     data = dataset_of(run)
     return evaluate(engine_of(run, model_id).decide, data.test, data.schema, data.cost_bps)
+
+
+def validated(policy: Policy, data: Dataset) -> Evaluation:
+    """A policy in training on the validation sessions: what both agents' weights are chosen by."""
+    sessions = data.validation.sessions[:VALIDATION_SESSIONS]
+    return evaluate(policy, data.validation, data.schema, data.cost_bps, sessions)
+
+
+def selection_loss(evaluation: Evaluation) -> float:
+    """What the best weights minimise, bps per session: regret, or the negative return without an optimum."""
+    if evaluation.regret_bps is not None:
+        return float(evaluation.regret_bps.mean())
+    return -float(evaluation.return_bps.mean())
 
 
 def footprint(run: Run, model_id: str) -> dict[str, Any]:

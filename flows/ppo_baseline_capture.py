@@ -7,7 +7,7 @@ from typing import Any
 
 from prefect import flow, task
 
-from flows.measure import arm_numbers, evaluate_on_test, footprint
+from flows.measure import arm_numbers, evaluate_on_test, footprint, selection_loss, validated
 from flows.phases import complete, dataset_of, free_version, git_commit, summary
 from flows.progress import report
 from flows.run_state import Run, load_run
@@ -36,7 +36,7 @@ def train_incumbent(run_dir: str) -> dict[str, Any]:
     import torch
 
     from baselines.export import export
-    from baselines.ppo import train
+    from baselines.ppo import PpoAgent, train
 
     run = load_run(Path(run_dir))
     data, seed = dataset_of(run), run.inputs.seed
@@ -48,7 +48,11 @@ def train_incumbent(run_dir: str) -> dict[str, Any]:
 
     torch.set_num_threads(1)  # small matrices: a second thread waits more than it computes
     env = training_env(data, run.settings, seed)
-    agent = train(env, data.schema, run.settings, seed=seed, progress=progress)
+
+    def validate(agent: PpoAgent) -> float:
+        return selection_loss(validated(agent.decide_batch, data))
+
+    agent = train(env, data.schema, run.settings, seed=seed, progress=progress, validate=validate)
     manifest = export(
         agent,
         store=run.models,

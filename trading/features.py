@@ -52,7 +52,7 @@ _MEAN_RANGE = 1.6  # E[high - low] of a random walk, in standard deviations
 _VARIANCE_FLOOR = 1e-12
 _UNITS_SCALE = 4.0
 _LOG_BPS = float(np.log(1e4))
-_RING = 64  # longest complexity window
+_RING = 64  # longest complexity window that the settings allow
 
 # Layout of the state vector: scalars, then information coefficients, then the ring of returns.
 _COUNT, _CLOSE, _VAR_FAST, _VAR_SLOW, _SIGNAL, _EMA, _BAR = range(7)
@@ -77,9 +77,9 @@ class FeatureSettings:
         return cls(
             bars_per_session,
             capital,
-            min(complexity.volatility_window, _RING),
-            min(complexity.trend_strength_window, _RING),
-            min(complexity.momentum_window, _RING),
+            complexity.volatility_window,
+            complexity.trend_strength_window,
+            complexity.momentum_window,
         )
 
     def vector(self) -> Floats:

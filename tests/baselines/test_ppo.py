@@ -107,3 +107,29 @@ def test_the_exported_graph_answers_as_the_network(tmp_path) -> None:
     assert manifest.metrics["parity_max_abs_error"] < 1e-5
     assert manifest.algorithm == "ppo"
     assert (tmp_path / "ppo" / "v1" / "golden.npz").exists()
+
+
+def test_the_weights_that_validated_best_are_kept() -> None:
+    losses = iter([3.0, 1.0, 2.0, 4.0, 5.0, 6.0, 7.0])
+    seen: list[torch.Tensor] = []
+
+    def validate(agent: PpoAgent) -> float:
+        seen.append(agent.network.action_head.weight.detach().clone())
+        return next(losses)
+
+    agent = train(PlantedEdge(32, 0), SCHEMA, settings(total_timesteps="20000"), seed=1, validate=validate)
+    assert len(seen) >= 3
+    assert torch.equal(agent.network.action_head.weight, seen[1])
+    assert not torch.equal(seen[0], seen[1])
+
+
+def test_a_batch_is_decided_as_its_rows_are() -> None:
+    agent = PpoAgent(PpoNetwork(SCHEMA, 8, 100.0), SCHEMA, 100.0)
+    rng = np.random.default_rng(0)
+    account = rng.standard_normal((9, 2), dtype=np.float32)
+    bars, position = rng.standard_normal((9, 4, 1), dtype=np.float32), np.array([-1, 0, 1] * 3)
+    batch = agent.decide_batch(bars, account, np.zeros(9, np.float32), position)
+    for row in range(9):
+        action, quantity = agent.select_action(Observation(bars[row], account[row], 0.5, int(position[row])))
+        assert action == batch.action[row]
+        assert quantity == pytest.approx(batch.quantity[row], rel=1e-5)

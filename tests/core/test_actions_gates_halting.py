@@ -58,8 +58,15 @@ def test_the_reason_names_the_metric_the_value_and_the_limit() -> None:
     assert "fast enough" in reason
 
 
+def test_a_strict_bound_is_not_met_by_what_equals_it() -> None:
+    strict = Limit(metric="gain", above=0, why="two models that never trade have shown nothing")
+    assert judge({"gain": 0.0}, [strict]).verdict is Verdict.FAIL
+    assert judge({"gain": 1e-9}, [strict]).verdict is Verdict.PASS
+    assert judge({}, [strict]).verdict is Verdict.INCONCLUSIVE
+
+
 def test_a_limit_must_bound_something() -> None:
-    with pytest.raises(ValidationError, match="min or a max"):
+    with pytest.raises(ValidationError, match="min, a max or an above"):
         Limit(metric="x", why="nothing")
 
 
