@@ -5,6 +5,9 @@
     memory_overflow          resident set above memory_gb: a level, not a statistic, so one sample is enough
     performance_degradation  paired outcomes, anytime-valid (serving/sequential.py)
 
+A window holds the last `window_s`, and the last `min_samples` however old: ten symbols that decide every five minutes
+are judged like ten thousand requests a second. A sudden collapse needs no minimum of samples at all.
+
 Runs in shadow count like runs that decide. A run that hit the time limit is slow, not failed. Everything here is
 arithmetic on memory: no disk, no network, no other process is needed to reach a verdict.
 """
@@ -45,7 +48,7 @@ class Sample:
 
 
 class Window:
-    """Samples of one role over the last `window_s`, with running counts: constant work per sample."""
+    """Samples of one role: the last `window_s` and no fewer than `min_samples`. Constant work per sample."""
 
     def __init__(self, triggers: Triggers) -> None:
         self._triggers = triggers
@@ -71,16 +74,22 @@ class Window:
 
     def prune(self, now: float) -> None:
         oldest = now - self._triggers.window_s
-        while self._samples and (self._samples[0].at < oldest or len(self._samples) > WINDOW_LIMIT):
+        fewest = self._triggers.min_samples
+        while len(self._samples) > WINDOW_LIMIT or (len(self._samples) > fewest and self._samples[0].at < oldest):
             self._count(self._samples.popleft(), -1)
 
     @property
     def too_slow(self) -> bool:
-        return self._slowing.fired or ratio_exceeded(self.slow, len(self), SLOW_RATIO)
+        return self._slowing.fired or (self._enough and ratio_exceeded(self.slow, len(self), SLOW_RATIO))
 
     @property
     def too_faulty(self) -> bool:
-        return self._failing.fired or ratio_exceeded(self.failed, len(self), self._triggers.error_ratio)
+        limit = self._triggers.error_ratio
+        return self._failing.fired or (self._enough and ratio_exceeded(self.failed, len(self), limit))
+
+    @property
+    def _enough(self) -> bool:
+        return len(self) >= self._triggers.min_samples
 
     def _count(self, sample: Sample, sign: int) -> None:
         self.failed += sign * sample.failed
@@ -128,11 +137,10 @@ class Guard:
             return Trigger.MEMORY
         window = self.windows[role]
         window.prune(self._clock())
-        if len(window) >= self._triggers.min_samples:
-            if window.too_slow:
-                return Trigger.LATENCY
-            if window.too_faulty:
-                return Trigger.ERRORS
+        if window.too_slow:
+            return Trigger.LATENCY
+        if window.too_faulty:
+            return Trigger.ERRORS
         if role == "challenger" and self.performance.outcomes >= self._triggers.min_samples:
             return Trigger.PERFORMANCE if self.performance.degraded else None
         return None

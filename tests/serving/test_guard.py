@@ -29,12 +29,67 @@ def test_without_data_nobody_is_condemned() -> None:
     assert guard_at().verdict("champion") is None
 
 
-def test_nothing_is_judged_below_the_minimum_of_samples() -> None:
+def test_a_ratio_is_not_judged_below_the_minimum_of_samples() -> None:
     guard = guard_at()
-    feed(guard, TRIGGERS.min_samples - 1, failed=True)
+    for i in range(TRIGGERS.min_samples - 1):  # 24 % errors, spread so that they are no collapse
+        guard.observe("challenger", 5.0, failed=i % 4 == 3)
     assert guard.verdict("challenger") is None
     feed(guard, 1, failed=True)
     assert guard.verdict("challenger") is Trigger.ERRORS
+
+
+@pytest.mark.parametrize(
+    ("failed", "latency_ms", "trigger"), [(True, 5.0, Trigger.ERRORS), (False, 500.0, Trigger.LATENCY)]
+)
+def test_a_collapse_waits_for_no_minimum_of_samples(failed: bool, latency_ms: float, trigger: Trigger) -> None:
+    guard = guard_at()
+    feed(guard, 5, failed=failed, latency_ms=latency_ms)
+    assert guard.verdict("challenger") is None
+    feed(guard, 1, failed=failed, latency_ms=latency_ms)
+    assert guard.verdict("challenger") is trigger
+
+
+SYMBOLS, BARS_PER_DAY, BAR_S = 10, 75, 300.0
+
+
+def alarm_when_trading(rng: np.random.Generator, days: int, failing: float, slow: float) -> Trigger | None:
+    """The verdict on a challenger of ten symbols on five-minute bars, nights between the days."""
+    clock = Clock()
+    guard = guard_at(clock)
+    for day in range(days):
+        faults = rng.random((BARS_PER_DAY, SYMBOLS, 2)) < (failing, slow)
+        for bar, symbols in enumerate(faults.tolist()):
+            clock.now = day * 86_400.0 + bar * BAR_S
+            for failed, is_slow in symbols:
+                guard.observe("challenger", 500.0 if is_slow else 5.0, failed=failed)
+            if (found := guard.verdict("challenger")) is not None:
+                return found
+    return None
+
+
+@pytest.mark.parametrize("ratio", [1.0, 0.4])
+def test_a_broken_challenger_is_found_within_an_hour_of_five_minute_bars(ratio: float) -> None:
+    rng = np.random.default_rng(10)
+    assert alarm_when_trading(rng, 1, failing=ratio, slow=0.0) is Trigger.ERRORS
+    assert alarm_when_trading(rng, 1, failing=0.0, slow=ratio) is Trigger.LATENCY
+
+
+def test_a_level_above_the_limit_is_found_on_five_minute_bars_although_it_is_no_collapse() -> None:
+    clock = Clock()
+    guard = guard_at(clock)
+    for i in range(40):
+        clock.now += 30.0
+        guard.observe("challenger", 5.0, failed=i % 5 == 0)
+        if guard.verdict("challenger") is Trigger.ERRORS:
+            break
+    assert i + 1 == TRIGGERS.min_samples
+
+
+def test_a_healthy_challenger_on_five_minute_bars_is_left_alone_for_twenty_days() -> None:
+    rng = np.random.default_rng(11)
+    assert [alarm_when_trading(rng, 20, failing=0.002, slow=0.002) for _ in range(3)] == [None] * 3
+    at_the_warning_level = [alarm_when_trading(rng, 20, failing=0.01, slow=0.0) for _ in range(10)]
+    assert at_the_warning_level.count(None) >= 9
 
 
 def test_errors_above_the_ratio_fire_and_at_the_warning_level_do_not() -> None:
@@ -77,6 +132,7 @@ def test_old_samples_leave_the_window() -> None:
     clock.now = TRIGGERS.window_s + 1
     feed(guard, 40)
     assert guard.windows["challenger"].failed == 0
+    assert len(guard.windows["challenger"]) == 40
     assert guard.verdict("challenger") is None
     assert guard.windows["challenger"].total == 80
 
@@ -149,7 +205,8 @@ def test_a_fifth_of_errors_is_found_within_a_few_dozen_samples() -> None:
 
 def test_evidence_is_needed_beside_the_ratio() -> None:
     assert not ratio_exceeded(2, 30, 0.05)  # 6.7 %, but healthy models do that too
-    assert ratio_exceeded(4, 30, 0.05)
+    assert not ratio_exceeded(4, 30, 0.05)
+    assert ratio_exceeded(5, 30, 0.05)
     assert not ratio_exceeded(50, 1000, 0.05)  # the limit itself is allowed
     assert ratio_exceeded(60, 1000, 0.05)
     assert ratio_exceeded(1, 1000, 0.0)
