@@ -1,7 +1,7 @@
 """`hrm ...`: thin entry points. What a command does is in the package it calls.
 
 Exit codes: 0 done (migrate: HRM took over), 2 bad input, 1 a bug; migrate also 3 a gate said no, 4 a gate had too
-little data, 5 the guard rolled back. With --json the last line of stdout is exactly one JSON object.
+little data, 5 the guard rolled back, 130 Ctrl-C. With --json the last line of stdout is exactly one JSON object.
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ data_app = typer.Typer(no_args_is_help=True, help="Fetch and check bars.")
 app.add_typer(rollout_app, name="rollout")
 app.add_typer(data_app, name="data")
 
+INTERRUPTED = 130  # as shells report a process that Ctrl-C ended
 SERVICE_WAIT_S = 10.0  # a service that was started a moment ago is given time to warm its models
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 Preset = Annotated[str | None, typer.Option(help="compact, default, seed or paper_27m; auto by default.")]
-Seed = Annotated[int, typer.Option(help="Seed of the market, the training and the bootstrap.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the market, the training and the bootstrap.")]
 Data = Annotated[
     Path | None,
     typer.Option(help="Your bars: CSV or parquet with timestamp, open, high, low, close, volume. Default: synthetic."),
@@ -309,16 +310,18 @@ def fetch(  # noqa: PLR0913, PLR0917 - options of a command, all by name
 def main() -> None:
     """Run a command and turn what went wrong into one line and an exit code."""
     try:
-        sys.exit(app(standalone_mode=False))  # a command's typer.Exit comes back as its code
-    except typer.Abort:
-        sys.exit(130)
+        code = app(standalone_mode=False)  # a command's typer.Exit comes back as its code, Ctrl-C as 130
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt
+        sys.exit(code)
+    except (typer.Abort, KeyboardInterrupt):
+        fail("interrupted", "interrupted; what was finished is kept, the same command continues", INTERRUPTED)
     except HrmSystemError as error:
         fail(error.code, str(error))
     except OSError as error:
         fail(*disk_problem(error))
     except ClickException as error:
-        error.show()
-        sys.exit(2)
+        fail("usage", error.format_message() or "name a command; the ones there are stand above")
 
 
 def _settings(preset: str | None) -> Settings:

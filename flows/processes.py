@@ -4,6 +4,9 @@ On Linux the child asks the kernel for SIGKILL at its parent's death (prctl PR_S
 the command; a small interpreter does this before the exec, since code between fork and exec may deadlock in a
 process with threads. The kernel means the thread that started the child: it must live as long as the child,
 which a `with` block guarantees. Elsewhere the child is ended on exit only.
+
+A child has a session of its own: Ctrl-C reaches this process only, which then ends its children in order instead of
+waiting for the answers of children that were interrupted first.
 """
 
 from __future__ import annotations
@@ -60,6 +63,7 @@ def child(name: str, command: Sequence[str], *, log: Path, env: Mapping[str, str
             stdout=output,
             stderr=subprocess.STDOUT,
             env=dict(env),
+            start_new_session=True,
         )
     try:
         yield Child(name, process, log)

@@ -27,12 +27,12 @@ def answer(value: dict[str, Any], as_json: bool) -> None:
         _table(value)
 
 
-def fail(code: str, message: str) -> NoReturn:
-    """Say what is wrong and what to do, and exit with 2."""
+def fail(code: str, message: str, exit_code: int = 2) -> NoReturn:
+    """Say what is wrong and what to do, and exit."""
     print(f"error: {message}", file=sys.stderr)  # noqa: T201 - the command's answer
     if "--json" in sys.argv:
         print(json.dumps({"error": {"code": code, "message": message}}))  # noqa: T201 - the command's answer
-    sys.exit(2)
+    sys.exit(exit_code)
 
 
 def disk_problem(error: OSError) -> tuple[str, str]:

@@ -86,8 +86,18 @@ def test_a_file_with_problems_fails_its_check(tmp_path) -> None:
     assert last_line(answer)["problems"]
 
 
-def test_an_unknown_option_exits_with_2(tmp_path) -> None:
-    assert hrm("migrate", "--no-such-option", state=tmp_path).returncode == 2
+@pytest.mark.parametrize("arguments", [("migrate", "--no-such-option"), ("migrate", "--seed", "-1"), ("nothing",)])
+def test_wrong_usage_exits_with_2_in_one_line_and_one_object(arguments: tuple[str, ...], tmp_path) -> None:
+    answer = hrm(*arguments, "--json", state=tmp_path)
+    assert answer.returncode == 2
+    assert len(answer.stderr.splitlines()) == 1
+    assert last_line(answer)["error"]["code"] == "usage"
+
+
+def test_no_command_shows_the_commands_and_exits_with_2(tmp_path) -> None:
+    answer = hrm(state=tmp_path)
+    assert answer.returncode == 2
+    assert "migrate" in answer.stdout + answer.stderr
 
 
 def test_a_bad_file_is_refused_before_anything_starts(tmp_path) -> None:

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_migration import tiny_settings
+from tiny_migration import TINY, tiny_settings
 
 from core.gates import Verdict
 from core.manifest import ModelManifest, publish
 from flows.migration import PHASES, ExitCode, migration
 from flows.rollback import rollback
-from flows.run_state import Run, inputs_of, load_run, open_run
+from flows.run_state import Run, inputs_of, load_run, migration_lock, open_run
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -43,8 +43,40 @@ def state_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def migrated(state_dir: Path, prefect_server: dict[str, str]) -> dict[str, Any]:
-    """The result of a migration that was killed during its rollout and started again."""
+def interrupted(state_dir: Path) -> subprocess.CompletedProcess[str]:
+    """`hrm migrate` with a Prefect server of its own, after Ctrl-C at a terminal while its service was running."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    process = subprocess.Popen(
+        [Path(sys.executable).parent / "hrm", "migrate", "--json"],
+        env=env | TINY | {"HRM_PATHS__STATE_DIR": str(state_dir), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + DEADLINE_S
+    while not any("listening" in _read(file) for file in state_dir.glob("runs/*/logs/service.log")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+
+def test_ctrl_c_ends_everything_and_says_so(interrupted, state_dir):
+    assert interrupted.returncode == 130, interrupted.stderr
+    assert json.loads(interrupted.stdout.splitlines()[-1])["error"]["code"] == "interrupted"
+    assert "Traceback" not in interrupted.stderr
+    assert running_in(state_dir) == []
+    assert not list(state_dir.glob("runs/*/phases/parallel_validation.json"))
+    with migration_lock(state_dir):
+        pass
+
+
+@pytest.fixture(scope="module")
+def migrated(interrupted, state_dir: Path, prefect_server: dict[str, str]) -> dict[str, Any]:
+    """The result of that migration, started again, killed hard during its rollout, and started once more."""
     log = state_dir / "stderr.log"
     process = start(state_dir, prefect_server, log)
     deadline = time.monotonic() + DEADLINE_S
@@ -87,13 +119,16 @@ def test_the_rollout_went_through_every_step_and_the_new_champion_decided_everyt
 
 
 def test_nothing_keeps_running(migrated, state_dir):
-    mine = str(state_dir)
-    running = [
+    assert running_in(state_dir) == []
+
+
+def running_in(state_dir: Path) -> list[str]:
+    """Other processes with the folder in their environment."""
+    return [
         file.parent.name
         for file in Path("/proc").glob("[0-9]*/environ")
-        if int(file.parent.name) != os.getpid() and mine in _read(file)
+        if int(file.parent.name) != os.getpid() and str(state_dir) in _read(file)
     ]
-    assert running == []
 
 
 def _read(file: Path) -> str:
