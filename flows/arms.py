@@ -2,6 +2,10 @@
 
 Agreement (seed 6.1.1, readings 21 and 22) is counted decision by decision: the action, the quantity within a
 tolerance, and the position after it, which is what money follows.
+
+`<role>_p99_ms` (and p50, p95) is two times in one name, each the one that role's limit is about: while the arm acts,
+the time to the service's decision; while it is the shadow, the time of its model alone. A shadow that was late and
+still ran when the answer left counts as the limit it missed, so that its slowest runs stay in the percentiles.
 """
 
 from __future__ import annotations
@@ -21,10 +25,13 @@ from trading.features import Floats
 QUANTITY_TOLERANCE_RATIO = 0.1
 
 
-def compare(replays: Sequence[Replay]) -> dict[str, Any]:
-    """Everything the report and the gates need; `metrics` is flat. Both arms must have been followed."""
+def compare(replays: Sequence[Replay], *, late_ms: float) -> dict[str, Any]:
+    """Everything the report and the gates need; `metrics` is flat. Both arms must have been followed.
+
+    `late_ms`: the limit that a late shadow missed, what it counts as while its true latency is unknown.
+    """
     champion, challenger = arms_of(replays, "champion"), arms_of(replays, "challenger")
-    latency_ms = {role: column(arms, "latency_ms") for role, arms in _roles(champion, challenger)}
+    latency_ms = {role: _latency_ms(arms, late_ms) for role, arms in _roles(champion, challenger)}
     paired = mean_interval(advantage_bps(champion, challenger))
     metrics = {
         "decisions": len(column(champion, "action")),
@@ -53,6 +60,12 @@ def compare(replays: Sequence[Replay]) -> dict[str, Any]:
 
 def _roles(champion: list[Arm], challenger: list[Arm]) -> tuple[tuple[str, list[Arm]], ...]:
     return ("champion", champion), ("challenger", challenger)
+
+
+def _latency_ms(arms: Sequence[Arm], late_ms: float) -> Floats:
+    """Per decision [D]; NaN where the arm gave no answer at all."""
+    measured = column(arms, "latency_ms").astype(np.float64)
+    return np.where(column(arms, "late") & np.isnan(measured), late_ms, measured)
 
 
 def earned(arms: Sequence[Arm]) -> Floats:

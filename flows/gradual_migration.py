@@ -61,7 +61,7 @@ def _take_step(service: RunningService, run: Run, number: int) -> dict[str, Any]
         state = service.promote(f"step {number - 1} passed")
     started = time.time()
     replays = _sessions(service, run, number)
-    compared = compare(replays)
+    compared = compare(replays, late_ms=run.settings.performance.inference_timeout_ms)
     metrics = to_json(compared["metrics"] | {"rss_gb": service.memory_gb()})
     gate = judge(metrics, run.settings.gates.gradual_migration)
     latched = service.rollout()["latched"]

@@ -123,8 +123,8 @@ def migrate(run: Run, phases: dict[str, Callable[[str], Any]] = PHASES) -> Outco
         if record is None or record.verdict is not Verdict.PASS:
             outcome = _stop(run, name, record)
             break
-    run.finish(outcome)
-    write_report(run)
+    write_report(run, outcome)
+    run.finish(outcome)  # last: a run that was killed before this line is continued, and finds its phases done
     return outcome
 
 

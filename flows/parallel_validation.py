@@ -42,7 +42,7 @@ def replay_in_shadow(run_dir: str) -> dict[str, Any]:
         ensure_started(service, run, PHASE)
         replays = [_round(service, course, chosen, number / len(rounds)) for number, chosen in enumerate(rounds)]
         memory = service.memory_gb()
-    compared = compare(replays)
+    compared = compare(replays, late_ms=run.settings.performance.inference_timeout_ms)
     return compared | {"metrics": compared["metrics"] | {"rss_gb": memory}}
 
 

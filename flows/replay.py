@@ -180,7 +180,7 @@ def _decided(answer: Answer | None, role: str) -> Decided:
     """The part of an answer that is `role`'s: its shadow, or what was answered to the arm it was routed to.
 
     An arm that did not answer holds: `late` if it was too slow for a shadow, else `failed`, as is an acting decision
-    that another model had to take.
+    that another model had to take. `latency_ms` is then what the service knows of its run, NaN while it still ran.
     """
     if answer is None:
         return Decided()
@@ -190,8 +190,8 @@ def _decided(answer: Answer | None, role: str) -> Decided:
     routed = answer["role"] if shadow is None else _other(shadow["role"])
     if routed == role:
         return _read(answer, acting=True)
-    late = answer["shadow_missing"] == "late"
-    return Decided(failed=not late, late=late)
+    late, ran_ms = answer["shadow_missing"] == "late", answer.get("shadow_latency_ms")
+    return Decided(failed=not late, late=late, latency_ms=float("nan") if ran_ms is None else float(ran_ms))
 
 
 def _other(role: str) -> str:

@@ -51,18 +51,15 @@ class Fact:
     arm: str = ""
 
 
-def write_report(run: Run) -> Path:
+def write_report(run: Run, outcome: Outcome) -> Path:
     """Write `report.html` into the run's folder and return its path."""
     path = run.folder / "report.html"
-    write_atomically(path, render(run).encode())
+    write_atomically(path, render(run, outcome).encode())
     return path
 
 
-def render(run: Run) -> str:
-    """The page for whatever the run has so far. Raises RuntimeError before it has an outcome."""
-    outcome = run.outcome
-    if outcome is None:
-        raise RuntimeError(f"{run.folder} has no outcome yet")
+def render(run: Run, outcome: Outcome) -> str:
+    """The page for whatever the run has so far."""
     records = {name: record for name in TITLES if (record := run.phase(name)) is not None}
     environment = Environment(loader=PackageLoader("flows", "."), autoescape=True, undefined=StrictUndefined)
     return environment.get_template("report.html.j2").render(
@@ -218,11 +215,20 @@ def _latency(run: Run, records: Records) -> Plot | None:
         "rollback": run.settings.triggers.latency_ms,
     }
     caption = (
-        "Time to a decision inside the running service, several symbols at once, with the other model as its "
-        "shadow. The curves should be flat at the top before the dotted limits; the dots mark the 99th percentile."
+        f"Inside the running service, several symbols at once: {_what_was_timed(records)} The curves should be flat "
+        "at the top before the dotted limits; the dots mark the 99th percentile."
     )
     arms = {"PPO": records["parallel_validation"].result["latency_ms"]["champion"], "HRM": _hrm_latency(records)}
     return Plot("Latency", caption, plots.latency(arms, limits))
+
+
+def _what_was_timed(records: Records) -> str:
+    if "gradual_migration" in records:
+        return "the time to a decision while that model acts and the other one is its shadow."
+    return (
+        "PPO acted, so its curve is the time to a decision; HRM was its shadow, so its curve is the time of the model "
+        "alone, and an answer that was late counts as the limit it missed."
+    )
 
 
 def _hrm_latency(records: Records) -> list[float]:

@@ -89,6 +89,7 @@ def phase_results(optimum_known: bool = True) -> dict[str, dict[str, Any]]:
 def _step(weight: int, at: float, verdict: str = "pass") -> dict[str, Any]:
     metrics = {
         "challenger_error_ratio": 0.0,
+        "challenger_late_ratio": 0.0,
         "challenger_p99_ms": 9.0,
         "rss_gb": 0.3,
         "challenger_decisions": 15 * weight,

@@ -17,7 +17,9 @@ from flows.phases import complete
 def rollbacks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Reasons of the rollbacks asked for. The rollback itself is tested on a real service."""
     asked: list[str] = []
-    monkeypatch.setattr(migration, "write_report", lambda run: None)  # seconds each; tests/flows/test_report.py
+    monkeypatch.setattr(
+        migration, "write_report", lambda run, outcome: None
+    )  # seconds each; tests/flows/test_report.py
     monkeypatch.setattr(migration, "rollback", lambda reason, run_dir: asked.append(reason))
     return asked
 
@@ -83,6 +85,22 @@ def test_a_rollback_by_the_guard_has_its_own_exit_code_even_if_the_numbers_look_
     assert (outcome.outcome, outcome.exit_code) == ("rolled_back", ExitCode.ROLLED_BACK)
     assert "latency_violation" in outcome.reason
     assert ran[-1] == "gradual_migration"
+
+
+def test_a_run_ends_only_when_its_report_is_written(tmp_path, monkeypatch):
+    def full_disk(run, outcome):
+        raise OSError(28, "no space left")
+
+    run = new_run(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(migration, "write_report", full_disk)
+        with pytest.raises(OSError, match="no space"):
+            migrated(run)
+    assert run.outcome is None
+    assert new_run(tmp_path).folder == run.folder, "the same command continues it"
+    migrated(run)
+    assert run.outcome is not None
+    assert (run.folder / "report.html").exists()
 
 
 def test_bad_bars_are_refused_before_anything_starts_and_leave_no_run(tmp_path):

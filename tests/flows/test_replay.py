@@ -61,7 +61,7 @@ def test_each_arm_earns_on_its_own_positions_whoever_acts(course, acting):
 
 
 def test_numbers_of_both_arms_are_compared_decision_by_decision(course):
-    compared = compare([replay(Scripted(), course, lanes_of(course))])
+    compared = compare([replay(Scripted(), course, lanes_of(course))], late_ms=50.0)
     metrics = compared["metrics"]
     assert metrics["challenger_error_ratio"] == metrics["lost_decisions"] == 0
     assert metrics["position_agreement_ratio"] == 0.0
@@ -73,7 +73,7 @@ def test_what_got_no_answer_is_counted_and_held(course):
     played = replay(Scripted(fails=True), course, lanes_of(course))
     decisions = len(played.arms["champion"].decided)
     assert played.lost == decisions > 0
-    assert compare([played])["metrics"]["challenger_error_ratio"] == 1.0
+    assert compare([played], late_ms=50.0)["metrics"]["challenger_error_ratio"] == 1.0
     assert (played.arms["challenger"].return_bps == 0).all()
 
 
@@ -85,9 +85,24 @@ def test_a_shadow_that_is_late_is_told_from_one_that_failed(course, missing, rat
         def decide(self, request: dict[str, Any]) -> dict[str, Any]:
             return super().decide(request) | {"shadow": None, "shadow_missing": missing}
 
-    metrics = compare([replay(Missing(), course, lanes_of(course))])["metrics"]
+    metrics = compare([replay(Missing(), course, lanes_of(course))], late_ms=50.0)["metrics"]
     assert metrics.pop(ratio) == 1.0
     assert metrics["challenger_late_ratio" if missing == "failed" else "challenger_error_ratio"] == 0.0
+
+
+@pytest.mark.parametrize(("ran_ms", "counted_ms"), [(None, 50.0), (80.0, 80.0)])
+def test_a_late_shadow_stays_in_the_latency_percentiles(course, ran_ms, counted_ms):
+    class SometimesLate(Scripted):
+        def decide(self, request: dict[str, Any]) -> dict[str, Any]:
+            answer = super().decide(request)
+            if request["symbol"] == "X#0":
+                answer |= {"shadow": None, "shadow_missing": "late", "shadow_latency_ms": ran_ms}
+            return answer
+
+    metrics = compare([replay(SometimesLate(), course, lanes_of(course))], late_ms=50.0)["metrics"]
+    assert 0.05 < metrics["challenger_late_ratio"] < 0.5
+    assert metrics["challenger_p99_ms"] == counted_ms
+    assert metrics["challenger_p50_ms"] == 1.0
 
 
 def test_a_stop_hands_over_what_the_challenger_holds(course):
