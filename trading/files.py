@@ -97,15 +97,16 @@ def validated(frame: pd.DataFrame, source: str, *, min_sessions: int = 1) -> pd.
 def _read(path: Path) -> pd.DataFrame:
     readers: dict[str, Callable[[Path], pd.DataFrame]] = {".csv": pd.read_csv, ".parquet": pd.read_parquet}
     reader = readers.get(path.suffix.lower())
+    if not path.exists():
+        raise DataError(f"{path}: no such file; check the path", code="no_such_file")
     if reader is None:
         raise _unknown_extension(path)
     try:
         frame = reader(path)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; check the path", code="no_such_file") from None
     except (OSError, ValueError, pa.ArrowException) as error:
         remedy = f"give a readable {path.suffix} table with the columns {', '.join(REQUIRED)}"
-        raise DataError(f"{path}: not readable ({error}); {remedy}", code="bad_file") from None
+        why = " ".join(str(error).split())  # pandas' messages have line breaks
+        raise DataError(f"{path}: not readable ({why}); {remedy}", code="bad_file") from None
     return frame if frame.index.name is None else frame.reset_index()
 
 

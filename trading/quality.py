@@ -20,6 +20,8 @@ import pandas as pd
 
 PRICES = ("open", "high", "low", "close")
 
+REPRESENTABLE = (pd.Timestamp("1678-01-01", tz="UTC"), pd.Timestamp("2262-01-01", tz="UTC"))  # in nanoseconds
+MAX_CONSTANT_RATIO = 0.5  # of the sessions: a market stands still on a quiet day, a dead feed on most of them
 MAX_DEFECTIVE_RATIO = 0.02
 MIN_LENGTH_RATIO = 0.9
 OUTLIER_RATIO = 0.20  # NSE halts its indices for the day at 20 %: within one bar it is a bad tick
@@ -84,10 +86,13 @@ def examine(frame: pd.DataFrame) -> tuple[pd.DataFrame, QualityReport]:
 def _timestamps(column: pd.Series) -> tuple[pd.Series, list[Problem]]:
     """Zoned timestamps in ns (NaT where unreadable, UTC where the zone is unclear), and what is wrong."""
     if isinstance(column.dtype, pd.DatetimeTZDtype):
-        return column.dt.as_unit("ns"), _found({"missing_timestamp": column.isna()}, column)
+        times = _nanoseconds(column)
+        faults = {"missing_timestamp": column.isna(), "unreadable_timestamp": column.notna() & times.isna()}
+        return times, _found(faults, column)
     text = column.astype("string").str.strip().fillna("")
     zone = text.str.extract(ZONE, expand=False)
-    times = pd.to_datetime(text, format="ISO8601", utc=True, errors="coerce").dt.as_unit("ns")
+    dates = text.mask(text.str.fullmatch(r"[\d.]*"))  # a bare number would be read as a year
+    times = _nanoseconds(pd.to_datetime(dates, format="ISO8601", utc=True, errors="coerce"))
     readable = times.notna()
     faults = {
         "unreadable_timestamp": ~readable,
@@ -97,6 +102,12 @@ def _timestamps(column: pd.Series) -> tuple[pd.Series, list[Problem]]:
     if not any(mask.any() for mask in faults.values()):
         times = times.dt.tz_convert(pd.Timestamp(text.iloc[0]).tz)
     return times.rename("timestamp"), _found(faults, column)
+
+
+def _nanoseconds(times: pd.Series) -> pd.Series:
+    """Zoned timestamps in ns; NaT where ns cannot hold them, which no bar's time is."""
+    held: pd.Series = times.where(times.between(*REPRESENTABLE)).dt.as_unit("ns")
+    return held
 
 
 def _value_faults(frame: pd.DataFrame, bars: pd.DataFrame) -> dict[str, pd.Series]:
@@ -111,9 +122,19 @@ def _value_faults(frame: pd.DataFrame, bars: pd.DataFrame) -> dict[str, pd.Serie
         "non_positive_price": (prices <= 0).any(axis=1),
         "negative_volume": bars["volume"] < 0,
         "inconsistent_bar": (bars["high"] < body_top) | (bars["low"] > body_bottom),
+        "constant_prices": _constant(bars),
         "duplicate_timestamp": times.duplicated() & times.notna(),
         "unsorted_timestamp": times.diff() < pd.Timedelta(0),
     }
+
+
+def _constant(bars: pd.DataFrame) -> pd.Series:
+    """Mask of the bars in sessions that close at one price throughout; empty unless most sessions are like that."""
+    sessions = bars["close"].groupby(bars["timestamp"].dt.normalize())
+    standing = (sessions.transform("nunique") == 1) & (sessions.transform("size") > 1)
+    dead = bars["timestamp"].dt.normalize()[standing].nunique() > MAX_CONSTANT_RATIO * sessions.ngroups
+    mask: pd.Series = standing & dead
+    return mask
 
 
 def _defects(bars: pd.DataFrame, day: pd.Series, interval: pd.Timedelta | None) -> dict[str, pd.Series]:
@@ -143,6 +164,7 @@ REMEDIES: Mapping[str, str] = {
     "non_positive_price": "prices must be above 0: remove the whole session",
     "negative_volume": "volume must be 0 or more",
     "inconsistent_bar": "high must be the largest of the four prices and low the smallest",
+    "constant_prices": f"the close never moves in over {MAX_CONSTANT_RATIO:.0%} of the sessions: export real prices",
     "duplicate_timestamp": "keep one row for each timestamp",
     "unsorted_timestamp": "sort the rows by timestamp",
     "gap": "bars are missing inside the session: fill them in or remove the whole session",

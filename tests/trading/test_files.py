@@ -137,6 +137,56 @@ def test_every_class_of_problem_is_reported_at_once(bars: pd.DataFrame) -> None:
     assert "gap: 1" in message
 
 
+@pytest.mark.parametrize(
+    "times",
+    [range(9000), range(1_700_000_000, 1_700_009_000), ["0001-01-01T09:15:00+05:30"] * 9000],
+    ids=["numbers", "seconds", "before all markets"],
+)
+def test_timestamps_that_are_no_dates_of_bars_are_a_problem_and_not_an_accident(tmp_path: Path, times) -> None:
+    file = tmp_path / "bars.csv"
+    prices = {"open": 1.0, "high": 2.0, "low": 0.5, "close": np.linspace(1, 2, 9000), "volume": 0}
+    pd.DataFrame({"timestamp": times} | prices).to_csv(file, index=False)
+    first = check(file).problems[0]
+    assert (first.code, first.count) == ("unreadable_timestamp", 9000)
+    with pytest.raises(DataError, match="unreadable_timestamp"):
+        load_bars(file)
+
+
+def test_parquet_timestamps_beyond_nanoseconds_are_a_problem(tmp_path: Path, bars: pd.DataFrame) -> None:
+    column = bars["timestamp"].dt.as_unit("us")
+    column.iloc[0] = pd.Timestamp("0001-01-01", tz="UTC").as_unit("us").tz_convert(column.dt.tz)
+    bars.assign(timestamp=column).to_parquet(tmp_path / "bars.parquet")
+    assert "unreadable_timestamp" in {problem.code for problem in check(tmp_path / "bars.parquet").problems}
+
+
+@pytest.mark.parametrize(("constant_sessions", "refused"), [(2, False), (3, True), (5, True)])
+def test_prices_that_do_not_move_in_most_sessions_are_refused(
+    bars: pd.DataFrame, constant_sessions: int, refused: bool
+) -> None:
+    bars.loc[: constant_sessions * BARS - 1, ["open", "high", "low", "close"]] = 20_000.0
+    if not refused:
+        return assert_usable(bars)
+    with pytest.raises(DataError, match=f"constant_prices: {constant_sessions * BARS}, first at row 1 "):
+        validated(bars, "bars.csv")
+
+
+def assert_usable(bars: pd.DataFrame) -> None:
+    assert len(validated(bars, "bars.csv")) == len(bars)
+
+
+def test_a_missing_file_is_missing_whatever_its_name(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file"):
+        check(tmp_path / "bars.xlsx")
+
+
+def test_what_the_reader_says_is_told_in_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "bars.csv"
+    file.write_text("a,b\n1,2\n1,2,3,4\n")
+    with pytest.raises(DataError, match="not readable") as refused:
+        check(file)
+    assert "\n" not in str(refused.value)
+
+
 @pytest.mark.parametrize("code", ["gap", "outlier", "short_session"])
 def test_a_rare_defective_session_is_dropped_whole_and_only_that_one(
     code: str, make_bars: Callable[..., pd.DataFrame]
