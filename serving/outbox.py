@@ -158,9 +158,17 @@ def as_prefect_event(event: Event, *, log_hash: str, superseded: bool) -> dict[s
             "reason": event.reason,
             "actor": event.actor,
             "command": event.command,
-            **{name: state[name] for name in ("champion", "rejected", "epoch", "version")},
+            "rejected": _latest(state["rejected"]),
+            **{name: state[name] for name in ("champion", "epoch", "version")},
         },
     }
+
+
+def _latest(rejected: list[str] | str | None) -> str | None:
+    """The model this rollback took away. Events of older logs name only that one."""
+    if isinstance(rejected, list):
+        return rejected[-1] if rejected else None
+    return rejected
 
 
 def _read_cursor(file: Path, store: RolloutStore) -> Cursor | None:

@@ -38,7 +38,7 @@ _rollout = sa.Table(
     sa.Column("weight", sa.Integer, nullable=False),
     sa.Column("paused", sa.Boolean, nullable=False),
     sa.Column("reason", sa.String, nullable=False),
-    sa.Column("rejected", sa.String),
+    sa.Column("rejected", sa.String),  # model ids with spaces between; they hold none
     sa.Column("rolled_back_at", sa.Float),
 )
 _event = sa.Table(
@@ -82,8 +82,8 @@ class RolloutStore:
             with self._engine.begin() as connection:
                 connection.exec_driver_sql(BEGIN)
                 _metadata.create_all(connection)
-                first = asdict(RolloutState())
-                connection.execute(sa.insert(_rollout).prefix_with("OR IGNORE").values(id=1, **first))
+                first = sa.insert(_rollout).prefix_with("OR IGNORE").values(id=1, **_row(RolloutState()))
+                connection.execute(first)
         except sa.exc.DatabaseError as error:
             self._engine.dispose()
             raise ConfigError(
@@ -94,7 +94,8 @@ class RolloutStore:
         with self._engine.connect() as connection:
             row = connection.execute(sa.select(_rollout)).mappings().one()
         fields = {name: row[name] for name in RolloutState.__dataclass_fields__}
-        return RolloutState(**fields | {"phase": Phase(row["phase"])})
+        rejected = tuple((row["rejected"] or "").split())
+        return RolloutState(**fields | {"phase": Phase(row["phase"]), "rejected": rejected})
 
     def apply(self, change: Change, expected_version: int | None = None) -> RolloutState:
         """Carry out a command durably and return the new state.
@@ -128,7 +129,7 @@ class RolloutStore:
         """False when another writer changed the state in between; nothing is written then."""
         with self._engine.begin() as connection:
             connection.exec_driver_sql(BEGIN)
-            swap = sa.update(_rollout).where(_rollout.c.version == before_version).values(**asdict(after))
+            swap = sa.update(_rollout).where(_rollout.c.version == before_version).values(**_row(after))
             if connection.execute(swap).rowcount == 0:
                 return False
             latest = sa.select(_event.c.hash).order_by(_event.c.version.desc()).limit(1)
@@ -145,6 +146,10 @@ def verify_chain(events: Iterable[Event]) -> bool:
             return False
         prev_hash, version = event.hash, event.version
     return True
+
+
+def _row(state: RolloutState) -> dict[str, object]:
+    return asdict(state) | {"rejected": " ".join(state.rejected)}
 
 
 def _chained(after: RolloutState, change: Change, prev_hash: str) -> Event:

@@ -15,6 +15,7 @@ from serving.problems import problem
 from serving.schemas import (
     DecisionRequest,
     DecisionResponse,
+    EventsQuery,
     OutcomeRequest,
     OutcomeResponse,
     RolloutRequest,
@@ -64,9 +65,9 @@ async def get_rollout(service: ServiceOf) -> RolloutResponse:
 
 
 @router.get("/v1/rollout/events", tags=["rollout"])
-async def get_events(service: ServiceOf, after: Annotated[int, Query(ge=0)] = 0) -> dict[str, object]:
+async def get_events(service: ServiceOf, query: Annotated[EventsQuery, Query()]) -> dict[str, object]:
     """Oldest first, at most 1000 with a version above `after`."""
-    return {"events": [asdict(event) for event in service.events(after)]}
+    return {"events": [asdict(event) for event in service.events(query.after)]}
 
 
 @router.post("/v1/rollout/start", tags=["rollout"])

@@ -8,8 +8,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from serving.transitions import Phase
 
-FLOAT32_MAX = 3.4e38  # larger numbers would overflow to infinity on their way into the model
-Number = Annotated[float, Field(ge=-FLOAT32_MAX, le=FLOAT32_MAX, allow_inf_nan=False)]
+FEATURE_MAX = 1e6  # far above any normalised feature; models overflow on what is finite but absurd
+BPS_MAX = 1e4  # no decision earns more than all there is; one absurd outcome would blind the performance trigger
+# Strict: integers pass as numbers, texts and booleans do not.
+Feature = Annotated[float, Field(strict=True, ge=-FEATURE_MAX, le=FEATURE_MAX, allow_inf_nan=False)]
+Bps = Annotated[float, Field(strict=True, ge=-BPS_MAX, le=BPS_MAX, allow_inf_nan=False)]
 Symbol = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f]+$")]
 ModelId = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}/[a-z0-9][a-z0-9._-]{0,63}$")]
 Text = Annotated[str, Field(max_length=500)]
@@ -22,8 +25,8 @@ class Message(BaseModel):
 class Account(Message):
     """One arm's own portfolio: features [A] in the order of the model's schema, and the sign of its position."""
 
-    features: list[Number] = Field(min_length=1, max_length=1024)
-    position: Literal[-1, 0, 1]
+    features: list[Feature] = Field(min_length=1, max_length=1024)
+    position: int = Field(strict=True, ge=-1, le=1)
 
 
 class Accounts(Message):
@@ -37,8 +40,8 @@ class DecisionRequest(Message):
     """bars [W, F], oldest first, newest closed."""
 
     symbol: Symbol
-    bars: list[list[Number]] = Field(min_length=1, max_length=4096)
-    complexity: float = Field(ge=0, le=1, allow_inf_nan=False)
+    bars: list[list[Feature]] = Field(min_length=1, max_length=4096)
+    complexity: float = Field(strict=True, ge=0, le=1, allow_inf_nan=False)
     accounts: Accounts
     request_id: str | None = Field(default=None, min_length=1, max_length=64)
 
@@ -74,8 +77,8 @@ class OutcomeRequest(Message):
     """What one decision earned in each arm's own virtual portfolio, bps."""
 
     symbol: Symbol
-    champion_bps: Number
-    challenger_bps: Number
+    champion_bps: Bps
+    challenger_bps: Bps
 
 
 class OutcomeResponse(Message):
@@ -88,7 +91,11 @@ class RolloutRequest(Message):
 
     reason: Text = ""
     actor: Annotated[str, Field(min_length=1, max_length=64)] = "api"
-    version: int | None = Field(default=None, ge=0)
+    version: int | None = Field(default=None, strict=True, ge=0)
+
+
+class EventsQuery(Message):
+    after: int = Field(default=0, ge=0)
 
 
 class StartRequest(RolloutRequest):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Coroutine
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -107,8 +107,13 @@ class Service:
         if change.command in (Command.ABORT, Command.ROLLBACK):
             await self._abort(change)
             return self.live
+        transition(self.live.state, change, self.settings.rollout)  # refused before anything is loaded
+        engines = await self._engines_for(change)
         async with self._commands:
-            engines = await self._engines_for(change)
+            if not self.live.durable:
+                raise RolloutError(
+                    "a rollback is not on disk yet; free the disk and retry", code="state_not_durable", retryable=True
+                )
             try:
                 state = await asyncio.to_thread(self.store.apply, change, expected_version)
             except SQLAlchemyError as error:
@@ -153,7 +158,8 @@ class Service:
         """Swap in memory now, make it durable in the background, however often the disk refuses."""
         before = self.live
         after = transition(before.state, change, self.settings.rollout)
-        log.warning("rollback", reason=change.reason, actor=change.actor, rejected=after.rejected, epoch=after.epoch)
+        rejected = before.state.candidate
+        log.warning("rollback", reason=change.reason, actor=change.actor, rejected=rejected, epoch=after.epoch)
         keep = {name: engine for name, engine in before.engines.items() if name == after.champion}
         self.live = Live(after, MappingProxyType(keep), durable=False)
         self.telemetry.rollout(after)
@@ -164,18 +170,34 @@ class Service:
 
     async def _make_durable(self, change: Change) -> None:
         started = time.perf_counter()
-        while True:
-            try:
-                state = await asyncio.to_thread(self.store.apply, change)
-                break
-            except SQLAlchemyError as error:
-                log.error("rollback_not_durable", error=str(error), remedy="free the disk; retrying")
-                await asyncio.sleep(RETRY_S)
-        self.live = replace(self.live, state=state, durable=True)
-        self.telemetry.rollout(state)
+        while not await self._write_down(change):
+            await asyncio.sleep(RETRY_S)
         self.telemetry.propagation.observe(time.perf_counter() - started)
         if self._outbox is not None:
             self._outbox.wake()
+
+    async def _write_down(self, rollback: Change) -> bool:
+        """Whether the disk took it. Under the commands' lock: none of them commits between the disk and `live`."""
+        async with self._commands:
+            try:
+                state = await asyncio.to_thread(self.store.apply, rollback)
+            except SQLAlchemyError as error:
+                log.error("rollback_not_durable", error=str(error), remedy="free the disk; retrying")
+                return False
+            engines = dict(self.live.engines) | await self._champion_unknown_to_memory(state)
+            self.live = Live(state, MappingProxyType(engines))
+            self.telemetry.rollout(state)
+        return True
+
+    async def _champion_unknown_to_memory(self, state: RolloutState) -> dict[str, Engine]:
+        """A first start may have reached the disk, with its champion, while a rollback swapped in memory."""
+        if state.champion is None or state.champion in self.live.engines:
+            return {}
+        try:
+            return {state.champion: await asyncio.to_thread(load_engine, self.settings, state.champion)}
+        except ModelError as error:  # it loaded a moment ago; without it the service says that it is not ready
+            log.error("champion_does_not_load", model=state.champion, error=str(error))
+            return {}
 
     def _install(self, state: RolloutState, engines: dict[str, Engine]) -> None:
         """Let a durable state take effect, unless a rollback overtook it."""

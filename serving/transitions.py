@@ -1,11 +1,12 @@
 """The rollout as pure functions: a state, a command, the next state.
 
-    idle ──install──> idle, once, with the first champion
+    idle | rolled_back ──install──> the same, once, with the first champion
     idle ──start──> shadow ──promote──> canary (each step) ──promote──> promoted
     any phase ──abort | rollback──> rolled_back (latched)
     promoted | rolled_back ──start──> shadow, after the cool-down and with another challenger
 
-The stable model is never replaced before the last step passed, and stays as `fallback` after that.
+The stable model is never replaced before the last step passed, and stays as `fallback` after that. So a start names
+the acting champion, or is refused; only a service without one takes its first from a start. What was rejected stays so.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class RolloutState:
     weight: int = 0
     paused: bool = False
     reason: str = ""
-    rejected: str | None = None  # the model that was rolled back last
+    rejected: tuple[str, ...] = ()  # every model that was ever rolled back, the latest last
     rolled_back_at: float | None = None  # Unix time, s
 
     @property
@@ -108,10 +109,16 @@ def _install(state: RolloutState, change: Change, rollout: Rollout) -> RolloutSt
 
 
 def _start(state: RolloutState, change: Change, rollout: Rollout) -> RolloutState:
-    champion, challenger = change.champion or state.champion, change.challenger
+    champion, challenger = state.champion or change.champion, change.challenger
     if champion is None or challenger is None or champion == challenger:
         raise RolloutError("start needs a champion and another challenger, as name/version", code="start_incomplete")
-    if challenger == state.rejected:
+    if change.champion not in (None, champion):
+        raise RolloutError(
+            f"{champion} decides, not {change.champion}; start with it as champion and make {change.champion} the "
+            f"challenger if it is to decide again",
+            code="champion_mismatch",
+        )
+    if challenger in state.rejected:
         raise RolloutError(f"{challenger} was rolled back before; publish a new version", code="version_rejected")
     if state.latched and state.rolled_back_at is not None:
         wait_s = state.rolled_back_at + rollout.cool_down_s - change.now
@@ -162,9 +169,13 @@ def _roll_back(state: RolloutState, change: Change, rollout: Rollout) -> Rollout
         fallback=None,
         weight=0,
         paused=False,
-        rejected=state.candidate or state.rejected,
+        rejected=_with_latest(state.rejected, state.candidate),
         rolled_back_at=change.now,
     )
+
+
+def _with_latest(rejected: tuple[str, ...], model_id: str | None) -> tuple[str, ...]:
+    return rejected if model_id is None else (*(other for other in rejected if other != model_id), model_id)
 
 
 def _stay(state: RolloutState, change: Change, rollout: Rollout) -> RolloutState:
@@ -175,6 +186,7 @@ Step = Callable[[RolloutState, Change, Rollout], RolloutState]
 
 TRANSITIONS: dict[tuple[Phase, Command], Step] = {
     (Phase.IDLE, Command.INSTALL): _install,
+    (Phase.ROLLED_BACK, Command.INSTALL): _install,  # an abort may come before the first champion
     (Phase.IDLE, Command.START): _start,
     (Phase.PROMOTED, Command.START): _start,
     (Phase.ROLLED_BACK, Command.START): _start,

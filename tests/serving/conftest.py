@@ -15,7 +15,7 @@ from flows.service_process import ServiceProcess, service_process
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    """Models ppo/v1 (healthy), hrm/v1, hrm/v2 and nan/v1 (sleeping fault); no cool-down."""
+    """Models ppo/v1 (healthy), hrm/v1 to v3 and nan/v1 (sleeping fault); no cool-down."""
     settings = settings_in(tmp_path, rollout={"cool_down_s": 0.0})
     publish_all(tmp_path / "models")
     return settings

@@ -22,7 +22,7 @@ def main() -> None:
             sys.stdout.write(f"{store.apply(change).version}\n")
             sys.stdout.flush()
         except RolloutError as error:
-            if error.code not in ("stale_version", "invalid_transition", "paused"):
+            if error.code not in ("stale_version", "invalid_transition", "paused", "cool_down"):  # the other was faster
                 raise
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import sqlite3
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from serving.guard import Trigger
 from serving.health import health
 from serving.schemas import DecisionRequest, DecisionResponse
 from serving.service import Service
-from serving.transitions import Change, Command, Phase
+from serving.transitions import Change, Command, Phase, RolloutState
 
 W, F, A = SCHEMA.window, len(SCHEMA.bar_features), len(SCHEMA.account_features)
 
@@ -46,7 +47,7 @@ async def to_canary(service: Service, challenger: str, promotions: int = 4) -> N
         await command(service, "promote")
 
 
-def serve(settings: Settings, story: Callable[[Service], Awaitable[None]], champion: str = "ppo/v1") -> None:
+def serve(settings: Settings, story: Callable[[Service], Awaitable[None]], champion: str | None = "ppo/v1") -> None:
     async def run() -> None:
         service = Service(settings, champion)
         await service.open()
@@ -212,6 +213,47 @@ def test_a_change_that_was_committed_before_a_rollback_cannot_bring_the_traffic_
         service._install(late, {})
         assert service.live.state.latched
         assert service.store.read().latched
+
+    serve(settings, story)
+
+
+def test_an_abort_while_the_first_start_reaches_the_disk_leaves_a_champion_that_answers(settings: Settings) -> None:
+    """The start is on disk and not yet in memory, where the abort finds no champion."""
+
+    async def story(service: Service) -> None:
+        on_disk, aborted = threading.Event(), threading.Event()
+        apply = service.store.apply
+
+        def held_up(change: Change, expected_version: int | None = None) -> RolloutState:
+            state = apply(change, expected_version)
+            if change.command is Command.START:
+                on_disk.set()
+                assert aborted.wait(20)
+            return state
+
+        service.store.apply = held_up  # type: ignore[method-assign]  # the real one, and a pause after it
+        start = asyncio.create_task(command(service, "start", champion="ppo/v1", challenger="hrm/v1"))
+        await until(on_disk.is_set)
+        abort = asyncio.create_task(command(service, "abort"))
+        await until(lambda: service.live.state.latched)
+        aborted.set()
+        await asyncio.gather(start, abort)
+        state = service.live.state
+        assert service.live.durable
+        assert state == service.store.read()
+        assert (state.phase, state.champion, state.rejected) == (Phase.ROLLED_BACK, "ppo/v1", ("hrm/v1",))
+        answer = await decide(service, request())
+        assert (answer.model, answer.fallback) == ("ppo", False)
+
+    serve(settings, story, champion=None)
+
+
+def test_a_start_that_is_refused_loads_nothing(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story(service: Service) -> None:
+        monkeypatch.setattr("serving.service.load_engine", lambda *_: pytest.fail("a model was loaded"))
+        with pytest.raises(RolloutError) as error:
+            await command(service, "start", champion="hrm/v1", challenger="hrm/v2")
+        assert error.value.code == "champion_mismatch"
 
     serve(settings, story)
 

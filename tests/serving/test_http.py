@@ -73,7 +73,7 @@ def test_a_decision_has_every_field_of_the_contract(http: httpx.Client) -> None:
     answer = response.json()
     assert answer.keys() == {
         "request_id", "symbol", "action", "action_name", "quantity", "probabilities", "value", "segments",
-        "halt_reason", "model", "model_version", "role", "latency_ms", "epoch", "fallback", "shadow",
+        "halt_reason", "model", "model_version", "role", "latency_ms", "epoch", "fallback", "shadow", "shadow_missing",
     }  # fmt: skip
     assert (answer["request_id"], answer["symbol"]) == ("r-1", "NIFTY50")
     assert (answer["action_name"], answer["role"], answer["model"]) == ("BUY_LONG", "champion", "ppo")
@@ -93,6 +93,12 @@ def nested(**changes: Any) -> dict[str, Any]:
         (decision(bars=[]), "bars"),
         (decision(bars="text"), "bars"),
         (decision(bars=[[1e39] * F] * W), "bars"),
+        (decision(bars=[[3e38] * F] * W), "bars"),
+        (decision(bars=[[-1.1e6] * F] * W), "bars"),
+        (decision(bars=[["0.5"] * F] * W), "bars"),
+        (decision(bars=[[True] * F] * W), "bars"),
+        (decision(complexity="0.5"), "complexity"),
+        (decision(complexity=True), "complexity"),
         (decision(complexity=1.5), "complexity"),
         (decision(complexity=None), "complexity"),
         (decision(symbol=""), "symbol"),
@@ -101,6 +107,9 @@ def nested(**changes: Any) -> dict[str, Any]:
         (decision(surprise=1), "surprise"),
         (decision(accounts={}), "accounts.champion"),
         (nested(position=2), "position"),
+        (nested(position="1"), "position"),
+        (nested(position=True), "position"),
+        (nested(features=[1.1e6] * A), "features"),
         (nested(features=[0.0]), "features"),
         (nested(features=["x"] * A), "features"),
         (decision(request_id="x" * 65), "request_id"),
@@ -251,6 +260,39 @@ def test_outcomes_that_condemn_the_challenger_roll_it_back(http: httpx.Client, f
     state = http.get("/v1/rollout").json()
     assert (answer["phase"], state["reason"]) == ("rolled_back", "performance_degradation")
     assert 0 < answer["outcomes"] < 600
+
+
+@pytest.mark.parametrize("bps", [1e38, -1e38, 10_001, "3", True, None])
+def test_an_outcome_that_cannot_be_is_refused(http: httpx.Client, bps: object) -> None:
+    """One of them would blind the performance trigger for good."""
+    for arms in ({"champion_bps": bps, "challenger_bps": 0}, {"champion_bps": 0, "challenger_bps": bps}):
+        response = http.post("/v1/outcomes", json={"symbol": "X"} | arms)
+        assert response.status_code == 422
+        assert "_bps" in response.json()["detail"]
+
+
+def test_integers_are_numbers_too(http: httpx.Client) -> None:
+    body = nested(features=[0] * A) | {"bars": [[1] * F] * W, "complexity": 1}
+    assert http.post("/v1/decisions", json=body).status_code == 200
+
+
+@pytest.mark.parametrize("query", ["aftr=1", "after=1&limit=5", "after=-1", "after=x"])
+def test_a_question_to_the_log_that_is_not_understood_is_a_422(http: httpx.Client, query: str) -> None:
+    response = http.get(f"/v1/rollout/events?{query}")
+    assert (response.status_code, response.json()["code"]) == (422, "request_invalid")
+
+
+def test_events_are_told_from_where_the_reader_stopped(http: httpx.Client) -> None:
+    events = http.get("/v1/rollout/events").json()["events"]
+    assert http.get("/v1/rollout/events", params={"after": events[0]["version"]}).json()["events"] == events[1:]
+
+
+def test_a_start_with_another_champion_than_the_acting_one_is_a_409(http: httpx.Client) -> None:
+    before = http.get("/v1/rollout").json()
+    response = rollout(http, "start", champion="hrm/v1", challenger="hrm/v2")
+    assert (response.status_code, response.json()["code"]) == (409, "champion_mismatch")
+    assert "ppo/v1 decides" in response.json()["detail"]
+    assert http.get("/v1/rollout").json()["version"] == before["version"]
 
 
 def test_metrics_carry_the_names_dashboards_are_built_on(http: httpx.Client) -> None:

@@ -104,7 +104,7 @@ def _after_restart(settings: Settings, server: Prefect, told: Story) -> None:
 def _after_a_lost_cursor(settings: Settings, server: Prefect, told: Story) -> None:
     with service_process(settings, environ=server.environ) as service:
         until(lambda: service.log.read_text().count("rollback_told") == 2)
-        call(service, "/v1/rollout/start", champion="ppo/v1", challenger="hrm/v1")
+        call(service, "/v1/rollout/start", champion="ppo/v1", challenger="hrm/v3")
         call(service, "/v1/rollout/rollback", reason="third")
         until(lambda: len(server.events()) > 2)
     told.after_a_lost_cursor, told.posts_after_a_lost_cursor = server.events(), server.posts

@@ -154,6 +154,28 @@ def test_kill_9_at_any_instant_loses_and_doubles_nothing(tmp_path: Path) -> None
     connection.close()
 
 
+def test_all_rejected_versions_outlive_the_object(store: RolloutStore, tmp_path: Path) -> None:
+    for challenger in ("hrm/v1", "hrm/v2"):
+        store.apply(change("start", challenger=challenger))
+        store.apply(change("abort"))
+    store.close()
+    again = RolloutStore(tmp_path / "rollout.db", ROLLOUT)
+    assert again.read().rejected == ("hrm/v1", "hrm/v2")
+    for challenger in ("hrm/v1", "hrm/v2"):
+        with pytest.raises(RolloutError, match="rolled back before"):
+            again.apply(change("start", challenger=challenger))
+
+
+@pytest.mark.parametrize(("column", "rejected"), [(None, ()), ("hrm/v1", ("hrm/v1",))])
+def test_a_file_from_when_only_the_last_rejected_version_was_kept_is_read(
+    store: RolloutStore, tmp_path: Path, column: str | None, rejected: tuple[str, ...]
+) -> None:
+    with sqlite3.connect(tmp_path / "rollout.db") as connection:
+        connection.execute("UPDATE rollout SET rejected = ?", (column,))
+    connection.close()
+    assert store.read().rejected == rejected
+
+
 def test_a_file_that_is_no_database_is_named_with_a_remedy(tmp_path: Path) -> None:
     file = tmp_path / "rollout.db"
     file.write_bytes(b"this is no database" * 100)

@@ -70,7 +70,7 @@ def test_an_abort_with_nothing_running_latches_and_keeps_the_stable_model(comman
 
 def test_a_rollback_after_promotion_brings_the_old_champion_back() -> None:
     state = go(promoted(), "rollback")
-    assert (state.champion, state.rejected, state.latched) == ("ppo/v1", "hrm/v1", True)
+    assert (state.champion, state.rejected, state.latched) == ("ppo/v1", ("hrm/v1",), True)
 
 
 def test_a_rolled_back_version_never_starts_again() -> None:
@@ -78,6 +78,38 @@ def test_a_rolled_back_version_never_starts_again() -> None:
     with pytest.raises(RolloutError) as error:
         go(state, "start", now=1e9)
     assert error.value.code == "version_rejected"
+
+
+def test_every_rejected_version_stays_rejected_and_not_only_the_last() -> None:
+    state = IDLE
+    for number in (1, 2, 3):
+        state = go(go(state, "start", now=number * 1e3, challenger=f"hrm/v{number}"), "abort", now=number * 1e3)
+    assert state.rejected == ("hrm/v1", "hrm/v2", "hrm/v3")
+    for number in (1, 2, 3):
+        with pytest.raises(RolloutError) as error:
+            go(state, "start", now=1e9, challenger=f"hrm/v{number}")
+        assert error.value.code == "version_rejected"
+
+
+@pytest.mark.parametrize("other", ["hrm/v9", "ppo/v1"])  # an unknown model, and the one before the promotion
+def test_a_start_cannot_put_another_model_in_the_acting_champions_place(other: str) -> None:
+    start = Change(Command.START, 0.0, champion=other, challenger="hrm/v2")
+    with pytest.raises(RolloutError, match=r"hrm/v1 decides, not") as error:
+        transition(promoted(), start, ROLLOUT)
+    assert error.value.code == "champion_mismatch"
+    assert transition(promoted(), replace(start, champion="hrm/v1"), ROLLOUT).champion == "hrm/v1"
+
+
+def test_a_rejected_model_cannot_come_back_as_champion() -> None:
+    state = go(promoted(), "rollback")
+    with pytest.raises(RolloutError) as error:
+        transition(state, Change(Command.START, 1e9, champion="hrm/v1", challenger="hrm/v2"), ROLLOUT)
+    assert error.value.code == "champion_mismatch"
+
+
+def test_a_service_without_a_champion_takes_its_first_from_a_start() -> None:
+    state = transition(RolloutState(), Change(Command.START, 0.0, champion="a/v1", challenger="b/v1"), ROLLOUT)
+    assert (state.phase, state.champion, state.challenger) == (Phase.SHADOW, "a/v1", "b/v1")
 
 
 def test_another_version_starts_after_the_cool_down_and_not_before() -> None:
@@ -101,6 +133,8 @@ def test_the_first_champion_is_installed_once() -> None:
     assert (state.champion, state.version, state.epoch) == ("ppo/v1", 1, 1)
     again = transition(state, replace(install, champion="evil/v1"), ROLLOUT)
     assert again is state
+    aborted = transition(go(RolloutState(), "abort"), install, ROLLOUT)
+    assert (aborted.champion, aborted.latched) == ("ppo/v1", True)
 
 
 moves = st.tuples(st.sampled_from(list(Command)), st.floats(0, 100), st.sampled_from(["a/v1", "b/v1", "c/v1", None]))
@@ -123,6 +157,8 @@ def test_whatever_happens_the_invariants_hold_and_an_abort_wins(history: list[Mo
         assert (state.challenger is not None) == (state.phase in (Phase.SHADOW, Phase.CANARY))
         decides = (before.champion, before.weight) != (state.champion, state.weight)
         assert state.epoch >= before.epoch + decides
+        assert set(state.rejected) >= set(before.rejected)
+        assert state.challenger not in state.rejected
         if command in (Command.ABORT, Command.ROLLBACK):
             assert state.latched
             assert go(state, command, now) is state

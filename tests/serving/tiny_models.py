@@ -121,6 +121,7 @@ def publish_all(store: Path) -> None:
     publish_policy(store, "ppo/v1")
     publish_hrm(store, "hrm/v1")
     publish_hrm(store, "hrm/v2")
+    publish_hrm(store, "hrm/v3")
     publish_policy(store, "nan/v1", "not_finite")
 
 
