@@ -27,6 +27,7 @@ from flows.control_plane import control_plane
 from flows.full_deployment import full_deployment
 from flows.gradual_migration import gradual_migration
 from flows.hrm_training import hrm_training
+from flows.incumbent import require_free_or_own
 from flows.parallel_validation import parallel_validation
 from flows.phases import dataset_of
 from flows.ppo_baseline_capture import ppo_baseline_capture
@@ -93,10 +94,11 @@ def run_migration(
 
 
 def _opened(settings: Settings, data: Path | None, seed: int) -> Run:
-    """The run, once its data is known to be usable: bad bars stop here and leave no run behind."""
+    """The run, once it can begin: bad bars, or another model in charge, stop here and leave no run behind."""
     run = open_run(inputs_of(settings, data, seed))
     try:
         dataset_of(run)
+        require_free_or_own(run)
     except HrmSystemError:
         if not (run.folder / "phases").exists():
             shutil.rmtree(run.folder)
@@ -111,7 +113,7 @@ def migration(run_dir: str | None = None, data: str | None = None, seed: int = 0
         return migrate(load_run(Path(run_dir))).model_dump()
     settings = load_settings()
     with migration_lock(settings.paths.state_dir):
-        return migrate(open_run(inputs_of(settings, Path(data) if data else None, seed))).model_dump()
+        return migrate(_opened(settings, Path(data) if data else None, seed)).model_dump()
 
 
 def migrate(run: Run, phases: dict[str, Callable[[str], Any]] = PHASES) -> Outcome:

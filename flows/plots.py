@@ -199,6 +199,9 @@ def training(ppo: Sequence[Sequence[float]], hrm: Sequence[Mapping[str, float]],
         left.plot(steps / 1e3, _smooth(reward), color=PPO)
         left.set_xlabel("PPO: thousand steps")
         left.set_ylabel("reward, bps per step")
+    else:
+        left.set_axis_off()
+        left.text(0.5, 0.5, "PPO: not trained here,\nit decided already", ha="center", va="center", color=PPO)
     if hrm:
         epochs = [point["epoch"] for point in hrm]
         sign = 1.0 if optimum_known else -1.0

@@ -1,4 +1,4 @@
-"""Phase 1 (seed 6.1.1): train the incumbent, publish it, record what a successor must beat."""
+"""Phase 1 (seed 6.1.1): train the incumbent, or take the one that acts already; record what a successor must beat."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from prefect import flow, task
 
+from flows.incumbent import acting_ppo
 from flows.measure import arm_numbers, evaluate_on_test, footprint, selection_loss, validated
 from flows.phases import complete, dataset_of, free_version, git_commit, summary
 from flows.progress import report
@@ -24,9 +25,10 @@ def ppo_baseline_capture(run_dir: str) -> dict[str, Any]:
 
 
 def capture(run: Run) -> dict[str, Any]:
-    """`model`, `curve` of the training, `latency_ms`, `test` numbers and the gate's `metrics`."""
-    trained = train_incumbent(str(run.folder))
-    report(PHASE, 0.9, "measuring")
+    """`model`, `curve` of its training (empty if it decides already), `latency_ms`, `test`, the gate's `metrics`."""
+    acting = acting_ppo(run)
+    trained: dict[str, Any] = {"model": acting, "curve": []} if acting else train_incumbent(str(run.folder))
+    report(PHASE, 0.9, f"measuring {acting}, which decides already" if acting else "measuring")
     return trained | measure_incumbent(str(run.folder), trained["model"])
 
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import httpx
 import numpy as np
-import psutil
 
 from core.errors import HrmSystemError, RolloutError
 from core.settings import Settings
@@ -42,7 +41,6 @@ class RunningService:
     """The calls flows make. They raise ServiceError when it refuses and RolloutError when it does not answer."""
 
     client: ServiceClient
-    pid: int | None  # None: not our child
 
     def decide(self, request: Mapping[str, Any]) -> dict[str, Any]:
         return self._call(api.decision(**request))
@@ -72,9 +70,9 @@ class RunningService:
     def health(self) -> dict[str, Any]:
         return self._call(api.health())
 
-    def memory_gb(self) -> float | None:
-        """Resident set of the service, None where it is not our child."""
-        return None if self.pid is None else psutil.Process(self.pid).memory_info().rss / 1e9
+    def memory_gb(self) -> float:
+        """Resident set of the service, as it measures itself: its guard judges the same number."""
+        return float(self.rollout()["statistics"]["rss_gb"])
 
     def _call(self, call: api.Call) -> dict[str, Any]:
         try:
@@ -98,7 +96,7 @@ def running_service(run: Run) -> Iterator[RunningService]:
 def reachable_service(settings: Settings) -> Iterator[RunningService | None]:
     """The service at `serving.host:port` if it is live and accepts our token, else None."""
     with _client(settings, settings.serving.port) as client:
-        service = RunningService(client, None)
+        service = RunningService(client)
         try:
             service.rollout()
             found = True
@@ -115,7 +113,7 @@ def _started(run: Run) -> Iterator[RunningService]:
     env = run.environment(HRM_SERVING__PORT=str(port)) | ONE_THREAD
     log = run.folder / "logs" / "service.log"
     with child("the inference service", command, log=log, env=env) as process, _client(settings, port) as client:
-        service = RunningService(client, process.process.pid)
+        service = RunningService(client)
         wait_until_healthy(process, lambda: _ready(service), START_DEADLINE_S)
         yield service
 
@@ -135,7 +133,8 @@ def _ready(service: RunningService) -> bool:
 def ensure_started(service: RunningService, run: Run, phase: str) -> dict[str, Any]:
     """The rollout of this run's two models: started now, or found where a killed run left it.
 
-    Waits out the cool-down after a rollback. Raises RolloutError if another rollout is under way.
+    Waits out the cool-down after a rollback. Raises RolloutError if another rollout is under way, ServiceError
+    `champion_mismatch` if another model than this run's incumbent has begun to decide meanwhile.
     """
     champion = run.result("ppo_baseline_capture")["model"]
     challenger = run.result("hrm_training")["model"]

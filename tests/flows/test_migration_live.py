@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 from tiny_migration import TINY, tiny_settings
 
+from core.errors import ConfigError
 from core.gates import Verdict
 from core.manifest import ModelManifest, publish
-from flows.migration import PHASES, ExitCode, migration
+from flows.incumbent import acting_ppo, require_free_or_own
+from flows.migration import PHASES, ExitCode, migration, run_migration
 from flows.rollback import rollback
 from flows.run_state import Run, inputs_of, load_run, migration_lock, open_run
 
@@ -138,6 +140,19 @@ def _read(file: Path) -> str:
         return ""
 
 
+def incumbent_of(run: Run) -> str:
+    model: str = run.result("ppo_baseline_capture")["model"]
+    return model
+
+
+def test_another_migration_does_not_demote_the_hrm_that_took_over(migrated, state_dir):
+    hrm = load_run(Path(migrated["report"]).parent).result("hrm_training")["model"]
+    runs = sorted(state_dir.glob("runs/*"))
+    with pytest.raises(ConfigError, match=f"{hrm} decides here.*another --state-dir"):
+        run_migration(tiny_settings(state_dir))
+    assert sorted(state_dir.glob("runs/*")) == runs
+
+
 def with_new_challenger(run: Run, **changes: str) -> Run:
     """A new run with other settings, trained and validated already: a new version of the same challenger."""
     again = open_run(inputs_of(tiny_settings(run.settings.paths.state_dir, **changes), None, run.inputs.seed))
@@ -161,8 +176,10 @@ def published_again(store: Path, model_id: str, version: str) -> str:
 
 def test_a_gate_that_says_no_during_the_rollout_brings_the_ppo_back(migrated, state_dir, prefect_server):
     first = load_run(Path(migrated["report"]).parent)
+    assert rollback(reason="a test", run_dir=str(first.folder))["champion"] == incumbent_of(first)
     impossible = "[{metric: challenger_p99_ms, max: 0.000001, why: nobody is that fast}]"
-    run = with_new_challenger(first, HRM_GATES__GRADUAL_MIGRATION=impossible)
+    changes = {"HRM_GATES__GRADUAL_MIGRATION": impossible, "HRM_ROLLOUT__COOL_DOWN_S": "0"}
+    run = with_new_challenger(first, **changes)
     outcome = migration(run_dir=str(run.folder))
     assert outcome["exit_code"] == ExitCode.STOPPED
     assert outcome["stopped_at"] == "gradual_migration"
@@ -172,6 +189,9 @@ def test_a_gate_that_says_no_during_the_rollout_brings_the_ppo_back(migrated, st
     undone = run.step("rollback")
     assert undone is not None
     assert undone["latched"] and undone["weight"] == 0
-    assert undone["champion"] == first.result("ppo_baseline_capture")["model"]
+    assert undone["champion"] == incumbent_of(first)
+    fresh = open_run(inputs_of(tiny_settings(state_dir, HRM_ROLLOUT__COOL_DOWN_S="1"), None, 0))
+    require_free_or_own(fresh)
+    assert acting_ppo(fresh) == incumbent_of(first), "the next migration begins from the PPO that decides"
     again = rollback(reason="once more", run_dir=str(run.folder))
     assert again["version"] == undone["version"], "a second rollback changes nothing"

@@ -1,0 +1,67 @@
+"""Who decides in the state directory when a migration begins: the incumbent that it must beat, never silently demote.
+
+nobody yet                                      a PPO is trained
+a PPO of the same data and features             it is the incumbent: measured, not trained again
+a model of this run                             the run is resumed
+anything else, or another rollout under way     refused before anything is trained
+"""
+
+from __future__ import annotations
+
+from core.errors import ConfigError
+from flows.phases import dataset_of
+from flows.run_state import Run
+from serving.rollout import RolloutStore
+from serving.store import load_version
+from serving.transitions import RolloutState
+
+
+def acting_ppo(run: Run) -> str | None:
+    """The model that decides now, if a new migration of the run's data can begin from it.
+
+    Raises ModelError if the model that decides is absent or damaged.
+    """
+    state = _rollout_state(run)
+    if state.champion is None or state.challenger is not None:
+        return None
+    limit_mb = run.settings.performance.model_size_limit_mb
+    manifest = load_version(run.models, state.champion, size_limit_mb=limit_mb).manifest
+    data = dataset_of(run)
+    comparable = manifest.dataset_digest == data.digest and manifest.observation.digest == data.schema.digest
+    return state.champion if manifest.algorithm == "ppo" and comparable else None
+
+
+def require_free_or_own(run: Run) -> None:
+    """Raises ConfigError if a model decides that this run neither made nor can begin from."""
+    state = _rollout_state(run)
+    if state.champion is None or state.champion in _models_of(run):
+        return
+    file = run.settings.paths.state_dir / "rollout.db"
+    if state.challenger is not None:
+        raise ConfigError(
+            f"{file}: a rollout of {state.challenger} is under way; finish it with the command that began it, end it "
+            f"with `hrm rollout abort`, or choose another --state-dir",
+            code="rollout_under_way",
+        )
+    if run.phase("ppo_baseline_capture") is not None or acting_ppo(run) is None:
+        raise ConfigError(
+            f"{file}: {state.champion} decides here; this migration would replace it with a PPO of its own: choose "
+            f"another --state-dir, or remove {file} if that is what you want",
+            code="champion_mismatch",
+        )
+
+
+def _rollout_state(run: Run) -> RolloutState:
+    file = run.settings.paths.state_dir / "rollout.db"
+    if not file.exists():
+        return RolloutState()
+    store = RolloutStore(file, run.settings.rollout)
+    try:
+        return store.read()
+    finally:
+        store.close()
+
+
+def _models_of(run: Run) -> set[str]:
+    records = [run.phase(name) for name in ("ppo_baseline_capture", "hrm_training")]
+    return {record.result["model"] for record in records if record is not None}

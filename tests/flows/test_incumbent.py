@@ -1,0 +1,84 @@
+"""A migration begins from the PPO that decides already, and never silently demotes another model."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from made_up_runs import new_run, phase_results, record
+from tiny_migration import tiny_settings
+
+from core.errors import ConfigError
+from core.manifest import publish
+from flows.drill_models import golden, policy_graph
+from flows.incumbent import acting_ppo, require_free_or_own
+from flows.phases import dataset_of
+from flows.ppo_baseline_capture import capture
+from flows.run_state import Run, inputs_of, open_run
+from serving.rollout import RolloutStore
+from serving.transitions import Change, Command
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return open_run(inputs_of(tiny_settings(tmp_path), None, 0))
+
+
+def installed(run: Run, model_id: str, challenger: str | None = None, **fields: object) -> None:
+    """Publish a policy and let it decide."""
+    data, graph = dataset_of(run), policy_graph("none")
+    name, version = model_id.split("/")
+    described = {"algorithm": "ppo", "observation": data.schema, "dataset_digest": data.digest}
+    files = {"model.onnx": graph, "golden.npz": golden(graph)}
+    publish(run.models, files, name=name, version=version, parameters=1, quantity_max=1.0, **described | fields)
+    store = RolloutStore(run.settings.paths.state_dir / "rollout.db", run.settings.rollout)
+    store.apply(Change(Command.INSTALL, time.time(), champion=model_id))
+    if challenger is not None:
+        store.apply(Change(Command.START, time.time(), champion=model_id, challenger=challenger))
+    store.close()
+
+
+def test_nobody_decides_in_a_new_state_directory(run):
+    require_free_or_own(run)
+    assert acting_ppo(run) is None
+
+
+def test_a_ppo_of_the_same_data_that_decides_is_the_incumbent(run):
+    installed(run, "ppo/earlier")
+    require_free_or_own(run)
+    assert acting_ppo(run) == "ppo/earlier"
+
+
+def test_the_acting_incumbent_is_measured_and_not_trained_again(run, monkeypatch):
+    installed(run, "ppo/earlier")
+    measured: list[str] = []
+    measure = "flows.ppo_baseline_capture.measure_incumbent"
+    monkeypatch.setattr(measure, lambda run_dir, model: measured.append(model) or {"metrics": {}})
+    monkeypatch.delattr("flows.ppo_baseline_capture.train_incumbent")
+    assert capture(run) == {"model": "ppo/earlier", "curve": [], "metrics": {}}
+    assert measured == ["ppo/earlier"]
+
+
+@pytest.mark.parametrize("fields", [{"algorithm": "hrm"}, {"dataset_digest": "other"}], ids=["an HRM", "other data"])
+def test_a_model_that_is_no_incumbent_of_this_migration_is_never_demoted(run, fields):
+    installed(run, "other/v1", **fields)
+    with pytest.raises(ConfigError, match=r"other/v1 decides here.*--state-dir, or remove .*rollout\.db") as refused:
+        require_free_or_own(run)
+    assert refused.value.code == "champion_mismatch"
+
+
+def test_a_rollout_under_way_is_not_disturbed(run):
+    installed(run, "ppo/earlier", challenger="hrm/new")
+    with pytest.raises(ConfigError, match="hrm/new is under way"):
+        require_free_or_own(run)
+
+
+@pytest.mark.parametrize("phase", ["ppo_baseline_capture", "hrm_training"])
+def test_a_run_whose_own_model_decides_is_resumed(tmp_path, phase):
+    run = new_run(tmp_path)
+    record(run, phase, phase_results()[phase])
+    store = RolloutStore(tmp_path / "rollout.db", run.settings.rollout)
+    store.apply(Change(Command.INSTALL, time.time(), champion=phase_results()[phase]["model"]))
+    store.close()
+    require_free_or_own(run)
