@@ -106,9 +106,11 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Export a checkpoint to ONNX, prove parity with torch, and publish it. `hrm train` does this by itself."""
+    from flows.train import require_name
     from hrm.checkpoint import load_model
     from hrm.export import export_model
 
+    require_name(version)
     settings = _settings(None)
     manifest = export_model(
         load_model(checkpoint),
@@ -169,13 +171,14 @@ def serve(
 def trade(
     data: Data = None,
     seed: Seed = 0,
-    sessions: Annotated[int, typer.Option(min=1, help="Synthetic sessions to trade.")] = 10,
+    sessions: Annotated[int, typer.Option(min=1, help="Synthetic sessions to trade, after a warm-up.")] = 10,
     bars_per_s: Annotated[float | None, typer.Option(help="Replay speed; as fast as possible by default.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Trade on paper: replay bars, ask the running service, keep a ledger. Continues after a crash."""
     from dataclasses import asdict
 
+    from serving import client as api
     from trading.costs import flat_costs, nse_index_future_costs
     from trading.dataset import WARM_UP_SESSIONS
     from trading.files import load_market_bars
@@ -187,11 +190,18 @@ def trade(
     path = _existing(data)
     if path is None:
         bars = simulate(settings.synthetic_market, sessions=sessions + WARM_UP_SESSIONS, seed=seed).bars
-        cost = flat_costs(settings.trading.cost_bps)
+        cost, first_session = flat_costs(settings.trading.cost_bps), WARM_UP_SESSIONS
     else:
         bars, cost = load_market_bars(path), nse_index_future_costs(settings.trading.slippage_bps)
+        first_session = 0
+    if _ask_service(settings, api.rollout())["champion"] is None:
+        raise ConfigError("the service has no champion yet; `hrm migrate` or `hrm rollout start` names one")
     with DecisionClient(_service_url(settings), _token(settings)) as service:
-        report = run_paper(bars, settings, service, cost=cost, bars_per_s=bars_per_s)
+        report = run_paper(bars, settings, service, cost=cost, bars_per_s=bars_per_s, first_session=first_session)
+    if 0 < report.decisions == report.held_without_answer:
+        fail("no_decisions", f"the service decided none of {report.decisions} bars; see its log")
+    if report.decisions == 0:
+        typer.echo("nothing new to trade: the ledger is ahead; give later bars or another --state-dir", err=True)
     answer(asdict(report), as_json)
 
 
@@ -224,7 +234,7 @@ def _rollout_command(name: str) -> Callable[[str, bool], None]:
         from serving import client as api
 
         call = api.rollout() if name == "status" else api.command(name, reason=reason, actor="cli")  # type: ignore[arg-type] # one of the names below
-        _call_service(call, as_json)
+        answer(_ask_service(_settings(None), call), as_json)
 
     return command
 
@@ -250,7 +260,7 @@ def start(
     """Load a challenger and evaluate it in the shadow; it decides nothing until `promote`."""
     from serving import client as api
 
-    _call_service(api.start(champion, challenger, reason=reason, actor="cli"), as_json)
+    answer(_ask_service(_settings(None), api.start(champion, challenger, reason=reason, actor="cli")), as_json)
 
 
 @rollout_app.command()
@@ -351,17 +361,17 @@ def _token(settings: Settings) -> str:
     return read_or_create_token(settings.paths.state_dir)
 
 
-def _call_service(call: Any, as_json: bool) -> None:
+def _ask_service(settings: Settings, call: Any) -> dict[str, Any]:
+    """The running service's answer; one that was started a moment ago is waited for."""
     import httpx
 
     from serving.client import ServiceClient
 
-    settings = _settings(None)
     deadline = time.monotonic() + SERVICE_WAIT_S
     with ServiceClient(_service_url(settings), _token(settings)) as client:
         while True:
             try:
-                return answer(client.call(call), as_json)
+                return client.call(call)
             except httpx.ConnectError as error:  # nothing was sent: asking again is safe for every command
                 if time.monotonic() > deadline:
                     message = f"no service answers at {_service_url(settings)} ({error}); start it with `hrm serve`"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import Any
 
 from rich.console import Console
 
-from core.errors import ModelError
+from core.errors import ConfigError, ModelError
 from core.files import write_json
+from core.manifest import NAME_PATTERN
 from core.settings import Settings
 from flows.hrm_training import train_challenger
 from flows.measure import evaluate_on_test, headline
@@ -27,7 +29,8 @@ def train_and_publish(
     """Train, publish as `<algorithm>/<version>`, evaluate on held-out sessions.
 
     Returns `model`, `train_s`, `mean_segments` and the headline: `score` on the synthetic market, `return_pct` on a
-    file, with its 95 % interval. Raises ModelError, before training, if the version exists.
+    file, with its 95 % interval. Raises, before anything is written, ConfigError if `version` is no name and
+    ModelError if it exists.
     """
     run = _open(settings, algorithm, data, seed=seed, version=version)
     started = time.monotonic()
@@ -44,9 +47,19 @@ def train_and_publish(
     }
 
 
+def require_name(version: str) -> str:
+    """The version, fit for a folder's name. Raises ConfigError."""
+    if re.fullmatch(NAME_PATTERN, version) is None:
+        raise ConfigError(
+            f"version {version!r}: use up to 64 of a-z, 0-9, '.', '_' and '-', beginning with a letter or digit",
+            code="bad_version",
+        )
+    return version
+
+
 def _open(settings: Settings, algorithm: str, data: Path | None, *, seed: int, version: str | None) -> Run:
     """A folder under `trainings/`, whose name becomes the version."""
-    version = version or f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    version = f"{datetime.now(UTC):%Y%m%d-%H%M%S}" if version is None else require_name(version)
     state_dir = settings.paths.state_dir.resolve()
     if (state_dir / "models" / algorithm / version).exists():
         raise ModelError(f"{algorithm}/{version} is published already; choose another --version", code="version_exists")

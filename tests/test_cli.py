@@ -56,6 +56,8 @@ def test_simulated_bars_are_written_and_pass_the_check(tmp_path) -> None:
 
 
 BAD_INPUT = [
+    (("train", "--version", "../../x"), {}, "version '../../x'"),
+    (("export", "nowhere", "--version", "../x"), {}, "version '../x'"),
     (("migrate", "--data", "absent.parquet"), {}, "no such file"),
     (("migrate", "--preset", "enormous"), {}, "choose one of"),
     (("backtest", "--model", "hrm/none"), {}, "hrm/none"),
@@ -92,6 +94,17 @@ def test_wrong_usage_exits_with_2_in_one_line_and_one_object(arguments: tuple[st
     assert answer.returncode == 2
     assert len(answer.stderr.splitlines()) == 1
     assert last_line(answer)["error"]["code"] == "usage"
+
+
+def test_trading_without_a_service_is_one_line_and_leaves_no_ledger(tmp_path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    answer = hrm("trade", "--sessions", "1", "--json", state=tmp_path, HRM_SERVING__PORT=str(port))
+    assert answer.returncode == 2
+    assert "hrm serve" in answer.stderr
+    assert len(answer.stderr.splitlines()) == 1
+    assert last_line(answer)["error"]["code"] == "no_service"
+    assert not (tmp_path / "paper.db").exists()
 
 
 def test_no_command_shows_the_commands_and_exits_with_2(tmp_path) -> None:

@@ -53,8 +53,16 @@ class PaperTrader:
     """One symbol's loop; `on_bar` is the whole of it. State that matters is in the ledger."""
 
     def __init__(
-        self, symbol: str, service: DecisionClient, broker: PaperBroker, *, settings: Settings, session_bars: int
+        self,
+        symbol: str,
+        service: DecisionClient,
+        broker: PaperBroker,
+        *,
+        settings: Settings,
+        session_bars: int,
+        first_session: int = 0,
     ) -> None:
+        self.first_session = first_session
         self.symbol, self.service, self.broker, self.ledger = symbol, service, broker, broker.ledger
         self.settings = settings
         features = FeatureSettings.of(
@@ -70,7 +78,7 @@ class PaperTrader:
         self.bars = self.decisions = self.held = self.slow = self.skipped = 0
 
     def on_bar(self, bar: Bar) -> bool:
-        """Take one closed bar; False if it lies before the last intent and only fed the features."""
+        """Take one closed bar; False if it lies before the last intent or the first session and only feeds features."""
         self.bars += 1
         try:
             self.features.push(bar)
@@ -78,7 +86,7 @@ class PaperTrader:
             self.skipped += 1
             log.warning("bar_skipped", symbol=self.symbol, error=str(error))
             return True
-        new = bar.timestamp_ns >= self.resume_ns
+        new = bar.timestamp_ns >= self.resume_ns and bar.session >= self.first_session
         if new:
             self._trade(bar)
         self.previous, self.last_price = bar, bar.close
@@ -216,17 +224,26 @@ def run_paper(
     *,
     cost: CostModel | None = None,
     bars_per_s: float | None = None,
+    first_session: int = 0,
 ) -> TradeReport:
     """Trade a replay of `bars` on paper, from where the ledger `<state_dir>/paper.db` left off.
 
     Args:
         cost: rupees of one order; by default `trading.cost_bps` of its value.
         bars_per_s: speed of the bars that are new; None for as fast as the service answers.
+        first_session: of `bars` to act in; the ones before only feed the features.
     """
     ledger = Ledger(settings.paths.state_dir / "paper.db")
     try:
         broker = PaperBroker(ledger, cost or flat_costs(settings.trading.cost_bps))
-        trader = PaperTrader(bars.name, service, broker, settings=settings, session_bars=usual_session_length(bars))
+        trader = PaperTrader(
+            bars.name,
+            service,
+            broker,
+            settings=settings,
+            session_bars=usual_session_length(bars),
+            first_session=first_session,
+        )
         _drive(trader, replay(bars), 0.0 if bars_per_s is None else 1.0 / bars_per_s)
         return trader.summary()
     finally:

@@ -68,6 +68,16 @@ def test_paper_money_equals_the_backtest_of_the_same_bars(
     assert service.authorisations == {"Bearer token"}
 
 
+def test_sessions_before_the_first_one_only_feed_the_features(
+    service: RuleService, client: DecisionClient, paper_market: Market, paper_settings: Settings
+) -> None:
+    first = int(paper_market.bars.session[-1])
+    report = run_paper(paper_market.bars, paper_settings, client, first_session=first)
+    decided_in = paper_market.bars.session[paper_market.decision_bars]
+    assert report.decisions == len(service.requests) == (decided_in == first).sum() > 0
+    assert report.bars == len(paper_market.bars)
+
+
 def test_live_observations_equal_the_batch_bit_for_bit(
     service: RuleService, client: DecisionClient, paper_market: Market, paper_settings: Settings
 ) -> None:
