@@ -234,4 +234,6 @@ def _hold_unless_refused(call: Call, error: httpx.TransportError | ServiceError)
         "epoch": None,
         "fallback": True,
         "shadow": None,
+        "shadow_missing": None,
+        "shadow_latency_ms": None,
     }

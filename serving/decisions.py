@@ -3,6 +3,7 @@
     routed model ──fails, too slow, or rolled back meanwhile──> stable model ──fails──> HOLD, 1.0
 
 The stable model of a fall-back decides on the account of the arm that was routed: that is the position at stake.
+A decision is made and given out under one epoch. If who decides changes in between it is made anew, on that account.
 The other arm runs at the same time in its own lane; the answer waits for it no longer than the inference time limit.
 """
 
@@ -40,27 +41,47 @@ class _Try:
     lane: Role
 
 
+@dataclass(frozen=True)
+class _Answer:
+    """Who answered, under which epoch; `run` is None when no model could."""
+
+    epoch: int
+    role: Role
+    run: Run | None
+
+    @property
+    def model_id(self) -> str | None:
+        return self.run.model_id if self.run is not None else None
+
+
 async def decide(service: Service, request: DecisionRequest) -> DecisionResponse:
     """Raises ModelError `not_ready` without a champion and DataError on shapes that are not the model's."""
     started = time.perf_counter()
     live = service.live
     routed, other = _arms(service, live, request.symbol)
     _require_shapes(request, routed.engine)
-    request_id = request.request_id or uuid.uuid4().hex
-    shadow = _start_shadow(service, other, request)
-    role, run = await _first_answer(service, live, routed, request)
+    facts: Facts = {"request_id": request.request_id or uuid.uuid4().hex, "symbol": request.symbol}
+    failed_too: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+    shadow = _start_shadow(service, other, request, failed_too)
+    try:
+        answer = await _answer(service, live, routed.role, request, failed_too)
+    finally:
+        if not failed_too.done():  # the request broke off: nothing excuses a failure of the shadow
+            failed_too.set_result(False)
     shadow_run = await _await_shadow(service, shadow, started)
-    facts: Facts = {"request_id": request_id, "symbol": request.symbol, "epoch": service.live.state.epoch}
-    shadowed = None
-    if other is not None and shadow_run is not None and shadow_run.decisions is not None:
-        timing: Facts = {"latency_ms": shadow_run.latency_ms, "fallback": False}
-        shadowed = _decision(shadow_run, other.role, facts | timing)
-    facts["latency_ms"] = (time.perf_counter() - started) * 1e3
-    facts["fallback"] = run is None or run.model_id != routed.engine.id
-    answer = _decision(run, role, facts) if run is not None else _safe(facts)
-    _record(service, answer, shadowed)
-    missing = _why_missing(shadow_run) if other is not None and shadowed is None else None
-    return DecisionResponse(**answer.model_dump(), shadow=shadowed, shadow_missing=missing)
+    while service.live.state.epoch != answer.epoch:  # at most once per change, and changes are rare
+        answer = await _answer(service, service.live, routed.role, request)
+    waited_ms = (time.perf_counter() - started) * 1e3
+    shadowed = _shadow_decision(other, shadow_run, facts | {"fallback": False, "epoch": live.state.epoch})
+    facts |= {"latency_ms": waited_ms, "epoch": answer.epoch, "fallback": answer.model_id != routed.engine.id}
+    decision = _decision(answer.run, answer.role, facts) if answer.run is not None else _safe(facts)
+    _record(service, decision, shadowed)
+    return DecisionResponse(
+        **decision.model_dump(),
+        shadow=shadowed,
+        shadow_missing=_why_missing(shadow_run) if other is not None and shadowed is None else None,
+        shadow_latency_ms=_shadow_ms(shadow_run, waited_ms) if other is not None else None,
+    )
 
 
 def _arms(service: Service, live: Live, symbol: str) -> tuple[_Try, _Try | None]:
@@ -86,46 +107,73 @@ def _stable(live: Live, routed: _Try) -> _Try | None:
     return _Try(fallback, "champion", "challenger") if fallback else None
 
 
-async def _first_answer(
-    service: Service, live: Live, routed: _Try, request: DecisionRequest
-) -> tuple[Role, Run | None]:
-    account = _account(request, routed.role)
+async def _answer(
+    service: Service,
+    live: Live,
+    at_stake: Role,
+    request: DecisionRequest,
+    failed_too: asyncio.Future[bool] | None = None,
+) -> _Answer:
+    """The answer of whoever decides under `live`, on the account of the arm `at_stake`. Tells `failed_too` at once.
+
+    The epoch is that of `live`: if who decides changes while a model thinks, the caller sees it and asks again.
+    """
+    routed, _ = _arms(service, live, request.symbol)
+    account = _account(request, at_stake)
+    tried: list[tuple[_Try, Run]] = []
     for attempt in (routed, _stable(live, routed)):
         if attempt is None:
             continue
         run = await _run(service, attempt, account, request, attempt.role)
-        if run.decisions is not None and _still_decides(service.live, run.model_id):
-            return attempt.role, run
-    return routed.role, None
+        tried.append((attempt, run))
+        if failed_too is not None and not failed_too.done():
+            failed_too.set_result(run.failed)
+        if run.decisions is not None or service.live.state.epoch != live.state.epoch:
+            break
+    shared = len(tried) > 1 and all(run.failed for _, run in tried)
+    for attempt, run in tried:
+        _show_guard(service, attempt, run, excused=shared)
+    attempt, run = tried[-1]
+    return _Answer(live.state.epoch, attempt.role, run if run.decisions is not None else None)
 
 
 async def _run(service: Service, attempt: _Try, account: Account, request: DecisionRequest, label: str) -> Run:
-    """Run one model and let the guard see it; a verdict takes effect before this returns."""
     row = observation(request.bars, account.features, request.complexity, account.position)
     run = await service.lanes[attempt.lane].run(attempt.engine, row)
     service.telemetry.ran(run, label)
     if run.error is not None:
         log.warning("run_without_answer", model=run.model_id, code=run.error_code, error=run.error)
-    state = service.live.state
-    if run.model_id == (state.champion if attempt.role == "champion" else state.challenger):
-        depth = int(run.decisions.segments[0]) if run.decisions is not None else 0
-        service.guard.observe(attempt.role, run.latency_ms, failed=run.failed, segments=depth)
-        service.judge()
     return run
 
 
-def _still_decides(live: Live, model_id: str) -> bool:
-    """Whether a model that answered has not lost its traffic while it was thinking."""
-    return model_id in (live.state.champion, live.state.challenger, live.state.fallback)
+def _show_guard(service: Service, attempt: _Try, run: Run, *, excused: bool) -> None:
+    """Let the guard see a run; a verdict takes effect before this returns.
+
+    A failure that both arms share on one request is `excused`: it tells of the input, not of one of the models.
+    """
+    state = service.live.state
+    if excused or run.model_id != (state.champion if attempt.role == "champion" else state.challenger):
+        return
+    depth = int(run.decisions.segments[0]) if run.decisions is not None else 0
+    service.guard.observe(attempt.role, run.latency_ms, failed=run.failed, segments=depth)
+    service.judge()
 
 
-def _start_shadow(service: Service, other: _Try | None, request: DecisionRequest) -> asyncio.Task[Run] | None:
+def _start_shadow(
+    service: Service, other: _Try | None, request: DecisionRequest, failed_too: asyncio.Future[bool]
+) -> asyncio.Task[Run] | None:
     if other is None:
         return None
     if service.lanes[other.lane].waiting >= SHADOW_QUEUE:
         service.telemetry.shadow_missed.inc()
         return None
-    return service.spawn(_run(service, other, _account(request, other.role), request, "shadow"))
+    return service.spawn(_shadow(service, other, request, failed_too))
+
+
+async def _shadow(service: Service, other: _Try, request: DecisionRequest, failed_too: asyncio.Future[bool]) -> Run:
+    run = await _run(service, other, _account(request, other.role), request, "shadow")
+    _show_guard(service, other, run, excused=run.failed and await failed_too)
+    return run
 
 
 async def _await_shadow(service: Service, shadow: asyncio.Task[Run] | None, started: float) -> Run | None:
@@ -143,6 +191,17 @@ async def _await_shadow(service: Service, shadow: asyncio.Task[Run] | None, star
 
 def _why_missing(shadow_run: Run | None) -> Literal["late", "failed"]:
     return "failed" if shadow_run is not None and shadow_run.failed else "late"
+
+
+def _shadow_ms(shadow_run: Run | None, waited_ms: float) -> float:
+    """The model's own time; of a late one the time it has had, so that percentiles are not cut off."""
+    return waited_ms if shadow_run is None else shadow_run.latency_ms
+
+
+def _shadow_decision(other: _Try | None, shadow_run: Run | None, facts: Facts) -> Decision | None:
+    if other is None or shadow_run is None or shadow_run.decisions is None:
+        return None
+    return _decision(shadow_run, other.role, facts | {"latency_ms": shadow_run.latency_ms})
 
 
 def _account(request: DecisionRequest, role: Role) -> Account:

@@ -71,6 +71,9 @@ class DecisionResponse(Decision):
     shadow_missing: Literal["late", "failed"] | None = Field(
         description="why the other arm has no decision: not within the inference time limit, or the model failed"
     )
+    shadow_latency_ms: float | None = Field(
+        description="the other arm's own time, or of a late one the time it has had so far; null without another arm"
+    )
 
 
 class OutcomeRequest(Message):

@@ -19,6 +19,7 @@ from serving.decisions import decide
 from serving.engine import Engine
 from serving.guard import Trigger
 from serving.health import health
+from serving.routing import route
 from serving.schemas import DecisionRequest, DecisionResponse
 from serving.service import Service
 from serving.transitions import Change, Command, Phase, RolloutState
@@ -42,7 +43,7 @@ async def command(service: Service, name: str, **fields: str) -> None:
 
 
 async def to_canary(service: Service, challenger: str, promotions: int = 4) -> None:
-    await command(service, "start", champion="ppo/v1", challenger=challenger)
+    await command(service, "start", challenger=challenger)
     for _ in range(promotions):
         await command(service, "promote")
 
@@ -131,7 +132,9 @@ def test_a_slow_challenger_costs_a_shadowed_decision_no_more_than_the_inference_
     async def story(service: Service) -> None:
         await command(service, "start", champion="ppo/v1", challenger="slow/v1")
         answer = await decide(service, POISON)
-        assert (answer.role, answer.shadow) == ("champion", None)
+        assert (answer.role, answer.shadow, answer.shadow_missing) == ("champion", None, "late")
+        assert answer.shadow_latency_ms is not None  # what it has had, so that percentiles are not cut off at the limit
+        assert answer.shadow_latency_ms >= service.settings.performance.inference_timeout_ms
         assert b"hrm_shadow_missed_total 1.0" in service.telemetry.exposition()
         await until(lambda: service.guard.windows["challenger"].slow == 1)  # late, but counted
         assert service.guard.windows["challenger"].failed == 0  # slow is not failed
@@ -172,6 +175,68 @@ def test_a_decision_made_by_a_model_that_lost_its_traffic_meanwhile_is_not_given
         assert answer.epoch == service.live.state.epoch
 
     serve(settings_in(tmp_path), story)
+
+
+def slow_shadow(folder: Path) -> Settings:
+    """A champion that takes 400 ms on POISON and a limit that lets a decision wait for it."""
+    publish_policy(folder / "models", "ppo/v1", "slow", products=slow_products(400.0))
+    for name in ("fast/v1", "fast/v2"):
+        publish_policy(folder / "models", name)
+    return settings_in(folder, performance={"inference_timeout_ms": 5000}, triggers={"min_samples": 1000})
+
+
+def test_a_rollback_during_the_wait_for_the_shadow_takes_the_decision_back(tmp_path: Path) -> None:
+    async def story(service: Service) -> None:
+        await to_canary(service, "fast/v1")
+        before = service.live.state.epoch
+        pending = asyncio.create_task(decide(service, request(FAULT_LEVEL + 1, positions=(0, 1))))
+        await until(lambda: service.guard.windows["challenger"].total == 1)  # it has answered; the shadow thinks
+        await command(service, "abort")
+        answer = await pending
+        assert (answer.role, answer.model, answer.fallback) == ("champion", "ppo", True)
+        assert answer.action_name == "CLOSE_LONG"  # on the account of the arm whose position is at stake
+        assert answer.epoch == service.live.state.epoch == before + 1
+
+    serve(slow_shadow(tmp_path), story)
+
+
+def test_a_shadow_carries_the_epoch_it_was_made_in(tmp_path: Path) -> None:
+    """Otherwise a challenger that lost its traffic would seem to speak under the new epoch."""
+    publish_policy(tmp_path / "models", "ppo/v1")
+    publish_policy(tmp_path / "models", "slow/v1", "slow", products=slow_products(400.0))
+    settings = settings_in(tmp_path, performance={"inference_timeout_ms": 5000}, rollout={"steps": [1, 100]})
+
+    async def story(service: Service) -> None:
+        await to_canary(service, "slow/v1", promotions=1)
+        symbol = next(f"S{i}" for i in range(1000) if route(f"S{i}", 1, settings.rollout.salt) == "champion")
+        before = service.live.state.epoch
+        pending = asyncio.create_task(decide(service, request(FAULT_LEVEL + 1, symbol)))
+        await until(lambda: service.guard.windows["champion"].total == 1)
+        await command(service, "promote")  # now the challenger decides for this symbol too
+        answer = await pending
+        assert (answer.model, answer.epoch) == ("slow", before + 1)
+        assert answer.shadow is not None
+        assert (answer.shadow.model, answer.shadow.epoch) == ("slow", before)
+
+    serve(settings, story)
+
+
+@pytest.mark.parametrize("promotions", [0, 4])
+def test_a_failure_that_both_arms_share_is_the_inputs_and_condemns_nobody(settings: Settings, promotions: int) -> None:
+    publish_policy(settings.paths.state_dir / "models", "nan/v2", "not_finite")
+
+    async def story(service: Service) -> None:
+        await to_canary(service, "nan/v2", promotions)
+        for _ in range(40):
+            answer = await decide(service, POISON)
+            assert (answer.role, answer.action_name, answer.shadow_missing) == ("safe", "HOLD", "failed")
+        assert service.guard.windows["challenger"].total_failed == 0
+        assert not service.live.state.latched
+        healthy = await decide(service, request())
+        assert not healthy.fallback
+        assert len(service.guard.windows["challenger"]) == 1
+
+    serve(settings, story, champion="nan/v1")
 
 
 def test_a_rollback_takes_effect_although_the_disk_refuses_and_is_durable_once_it_can(settings: Settings) -> None:

@@ -74,10 +74,12 @@ def test_a_decision_has_every_field_of_the_contract(http: httpx.Client) -> None:
     assert answer.keys() == {
         "request_id", "symbol", "action", "action_name", "quantity", "probabilities", "value", "segments",
         "halt_reason", "model", "model_version", "role", "latency_ms", "epoch", "fallback", "shadow", "shadow_missing",
+        "shadow_latency_ms",
     }  # fmt: skip
     assert (answer["request_id"], answer["symbol"]) == ("r-1", "NIFTY50")
     assert (answer["action_name"], answer["role"], answer["model"]) == ("BUY_LONG", "champion", "ppo")
     assert (answer["fallback"], answer["shadow"]) == (False, None)
+    assert (answer["shadow_missing"], answer["shadow_latency_ms"]) == (None, None)
 
 
 def nested(**changes: Any) -> dict[str, Any]:
@@ -168,6 +170,7 @@ def test_a_rollout_lives_over_http(http: httpx.Client, fresh_challenger: str) ->
     assert (answer["role"], answer["shadow"]["role"]) == ("champion", "challenger")
     assert answer["shadow"]["model_version"] == fresh_challenger.split("/")[1]
     assert "shadow" not in answer["shadow"]
+    assert answer["shadow_latency_ms"] == answer["shadow"]["latency_ms"] > 0
 
     weights = [rollout(http, "promote").json()["weight"] for _ in range(4)]
     assert weights == [5, 25, 50, 100]
