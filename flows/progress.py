@@ -1,4 +1,4 @@
-"""What is happening now, for whoever watches: a line and a bar on the terminal.
+"""What is happening now, for whoever watches: a bar per phase on a terminal, lines in a log file.
 
 A context variable carries the watcher, so that phases report without passing a display through every call; with
 nobody watching a report costs nothing.
@@ -6,6 +6,7 @@ nobody watching a report costs nothing.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -37,7 +38,14 @@ def watched_by(watcher: Watcher) -> Iterator[None]:
 
 @contextmanager
 def bars(console: Console) -> Iterator[None]:
-    """One bar per phase on `console` while the block runs; it appears when the phase first reports."""
+    """One bar per phase on `console` while the block runs; it appears when the phase first reports.
+
+    Where nobody can see a bar move (a pipe, a CI log), a line when a phase begins and one when it ends.
+    """
+    if not console.is_terminal:
+        with watched_by(_lines(console)):
+            yield
+        return
     columns = (
         SpinnerColumn(finished_text="[green]✓[/]"),
         TextColumn("{task.description}", table_column=Column(min_width=22, no_wrap=True)),
@@ -55,3 +63,17 @@ def bars(console: Console) -> Iterator[None]:
 
         with watched_by(show):
             yield
+
+
+def _lines(console: Console) -> Watcher:
+    begun: dict[str, float] = {}
+
+    def show(phase: str, ratio: float, note: str) -> None:
+        if phase not in begun:
+            begun[phase] = time.monotonic()
+            console.print(f"{phase}: begins", soft_wrap=True, highlight=False)
+        if ratio >= 1.0:
+            seconds = time.monotonic() - begun[phase]
+            console.print(f"{phase}: {note or 'done'} ({seconds:.0f} s)", soft_wrap=True, highlight=False, markup=False)
+
+    return show
