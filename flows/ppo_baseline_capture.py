@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import structlog
 from prefect import flow, task
 
 from flows.incumbent import acting_ppo
@@ -13,6 +14,8 @@ from flows.phases import complete, dataset_of, free_version, git_commit, summary
 from flows.progress import report
 from flows.run_state import Run, load_run
 from trading.dataset import training_env
+
+log = structlog.get_logger()
 
 PHASE = "ppo_baseline_capture"
 MODEL = "ppo"
@@ -27,6 +30,8 @@ def ppo_baseline_capture(run_dir: str) -> dict[str, Any]:
 def capture(run: Run) -> dict[str, Any]:
     """`model`, `curve` of its training (empty if it decides already), `latency_ms`, `test`, the gate's `metrics`."""
     acting = acting_ppo(run)
+    if acting:
+        log.warning("incumbent_kept", model=acting, why="it decides already and was trained on this very data")
     trained: dict[str, Any] = {"model": acting, "curve": []} if acting else train_incumbent(str(run.folder))
     report(PHASE, 0.9, f"measuring {acting}, which decides already" if acting else "measuring")
     return trained | measure_incumbent(str(run.folder), trained["model"])

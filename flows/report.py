@@ -215,20 +215,12 @@ def _latency(run: Run, records: Records) -> Plot | None:
         "rollback": run.settings.triggers.latency_ms,
     }
     caption = (
-        f"Inside the running service, several symbols at once: {_what_was_timed(records)} The curves should be flat "
-        "at the top before the dotted limits; the dots mark the 99th percentile."
+        "Inside the running service, several symbols at once. While a model acts this is the time to a decision; while "
+        "it is the shadow, the time of the model alone, and one that was late counts as the limit it missed. The "
+        "curves should be flat at the top before the dotted limits; the dots mark the 99th percentile."
     )
     arms = {"PPO": records["parallel_validation"].result["latency_ms"]["champion"], "HRM": _hrm_latency(records)}
     return Plot("Latency", caption, plots.latency(arms, limits))
-
-
-def _what_was_timed(records: Records) -> str:
-    if "gradual_migration" in records:
-        return "the time to a decision while that model acts and the other one is its shadow."
-    return (
-        "PPO acted, so its curve is the time to a decision; HRM was its shadow, so its curve is the time of the model "
-        "alone, and an answer that was late counts as the limit it missed."
-    )
 
 
 def _hrm_latency(records: Records) -> list[float]:
