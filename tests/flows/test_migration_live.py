@@ -21,10 +21,12 @@ from flows.incumbent import acting_ppo, require_free_or_own
 from flows.migration import PHASES, ExitCode, migration, run_migration
 from flows.rollback import rollback
 from flows.run_state import Run, inputs_of, load_run, migration_lock, open_run
+from flows.service_process import service_process
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 DEADLINE_S = 240
+SESSION_BARS = 75  # of the market that is traded on paper
 
 
 def start(state_dir: Path, env: dict[str, str], log: Path) -> subprocess.Popen[str]:
@@ -195,3 +197,20 @@ def test_a_gate_that_says_no_during_the_rollout_brings_the_ppo_back(migrated, st
     assert acting_ppo(fresh) == incumbent_of(first), "the next migration begins from the PPO that decides"
     again = rollback(reason="once more", run_dir=str(run.folder))
     assert again["version"] == undone["version"], "a second rollback changes nothing"
+
+
+def test_paper_trading_acts_in_the_sessions_asked_for_and_once(migrated, state_dir):
+    with service_process(tiny_settings(state_dir)) as service:
+        first, again = (trade(state_dir, service.url) for _ in range(2))
+    assert (first.returncode, again.returncode) == (0, 0), first.stderr + again.stderr
+    assert json.loads(first.stdout.splitlines()[-1])["decisions"] == 2 * (SESSION_BARS - 1)
+    assert json.loads(again.stdout.splitlines()[-1])["decisions"] == 0
+    assert "nothing new to trade" in again.stderr
+
+
+def trade(state_dir: Path, url: str) -> subprocess.CompletedProcess[str]:
+    port = url.rsplit(":", 1)[1]
+    bars = {"HRM_SYNTHETIC_MARKET__BARS_PER_SESSION": str(SESSION_BARS)}  # the warm-up must fill the window
+    env = os.environ | TINY | {"HRM_PATHS__STATE_DIR": str(state_dir), "HRM_SERVING__PORT": port} | bars
+    command = [Path(sys.executable).parent / "hrm", "trade", "--sessions", "2", "--json"]
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
