@@ -330,6 +330,8 @@ def main() -> None:
         fail(error.code, str(error))
     except OSError as error:
         fail(*disk_problem(error))
+    except ModuleNotFoundError as error:  # an environment with the serving extra alone, say
+        fail("missing_extra", f"{error.name} is not installed; this command needs: pip install 'hrm-trading[flows]'")
     except ClickException as error:
         fail("usage", error.format_message() or "name a command; the ones there are stand above")
 

@@ -111,6 +111,7 @@ def _started(run: Run) -> Iterator[RunningService]:
     port = free_port(settings.serving.host)
     command = [sys.executable, "-m", "serving", "--champion", run.result("ppo_baseline_capture")["model"]]
     env = run.environment(HRM_SERVING__PORT=str(port)) | ONE_THREAD
+    env.pop("PREFECT_API_URL", None)  # the migration rolls back by itself; no automation shall start a second one
     log = run.folder / "logs" / "service.log"
     with child("the inference service", command, log=log, env=env) as process, _client(settings, port) as client:
         service = RunningService(client)
