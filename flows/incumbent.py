@@ -1,6 +1,6 @@
-"""Who decides in the state directory when a migration begins: the incumbent that it must beat, never silently demote.
+"""Who decides in a running service when a migration begins: the incumbent that it must beat, never silently demote.
 
-nobody yet                                      a PPO is trained
+no service runs, or nobody                                      a PPO is trained
 a PPO of the same data and features             it is the incumbent: measured, not trained again
 a model of this run                             the run is resumed
 anything else, or another rollout under way     refused before anything is trained
@@ -9,19 +9,33 @@ anything else, or another rollout under way     refused before anything is train
 from __future__ import annotations
 
 from core.errors import ConfigError
+from core.settings import Settings
 from flows.phases import dataset_of
 from flows.run_state import Run
+from flows.service import reachable_service
 from serving.rollout import RolloutStore
 from serving.store import load_version
 from serving.transitions import RolloutState
 
 
-def acting_ppo(run: Run) -> str | None:
+def live_state(settings: Settings) -> RolloutState:
+    """The rollout of the service that runs in the state directory; an empty one while none runs."""
+    file = settings.paths.state_dir / "rollout.db"
+    with reachable_service(settings) as service:
+        if service is None or not file.exists():
+            return RolloutState()
+    store = RolloutStore(file, settings.rollout)
+    try:
+        return store.read()
+    finally:
+        store.close()
+
+
+def acting_ppo(run: Run, state: RolloutState) -> str | None:
     """The model that decides now, if a new migration of the run's data can begin from it.
 
     Raises ModelError if the model that decides is absent or damaged.
     """
-    state = _rollout_state(run)
     if state.champion is None or state.challenger is not None:
         return None
     limit_mb = run.settings.performance.model_size_limit_mb
@@ -31,35 +45,23 @@ def acting_ppo(run: Run) -> str | None:
     return state.champion if manifest.algorithm == "ppo" and comparable else None
 
 
-def require_free_or_own(run: Run) -> None:
+def require_free_or_own(run: Run, state: RolloutState) -> None:
     """Raises ConfigError if a model decides that this run neither made nor can begin from."""
-    state = _rollout_state(run)
     if state.champion is None or state.champion in _models_of(run):
         return
-    file = run.settings.paths.state_dir / "rollout.db"
+    serving = run.settings.serving
     if state.challenger is not None:
         raise ConfigError(
-            f"{file}: a rollout of {state.challenger} is under way; finish it with the command that began it, end it "
-            f"with `hrm rollout abort`, or choose another --state-dir",
+            f"{serving.host}:{serving.port}: a rollout of {state.challenger} is under way; finish it with the command "
+            f"that began it, end it with `hrm rollout abort`, or choose another --state-dir",
             code="rollout_under_way",
         )
-    if run.phase("ppo_baseline_capture") is not None or acting_ppo(run) is None:
+    if run.phase("ppo_baseline_capture") is not None or acting_ppo(run, state) is None:
         raise ConfigError(
-            f"{file}: {state.champion} decides here; this migration would replace it with a PPO of its own: choose "
-            f"another --state-dir, or remove {file} if that is what you want",
+            f"{serving.host}:{serving.port}: {state.champion} decides here; this migration would replace it with a PPO "
+            f"of its own: choose another --state-dir, or stop the service first",
             code="champion_mismatch",
         )
-
-
-def _rollout_state(run: Run) -> RolloutState:
-    file = run.settings.paths.state_dir / "rollout.db"
-    if not file.exists():
-        return RolloutState()
-    store = RolloutStore(file, run.settings.rollout)
-    try:
-        return store.read()
-    finally:
-        store.close()
 
 
 def _models_of(run: Run) -> set[str]:

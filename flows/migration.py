@@ -27,7 +27,7 @@ from flows.control_plane import control_plane
 from flows.full_deployment import full_deployment
 from flows.gradual_migration import gradual_migration
 from flows.hrm_training import hrm_training
-from flows.incumbent import require_free_or_own
+from flows.incumbent import live_state, require_free_or_own
 from flows.parallel_validation import parallel_validation
 from flows.phases import dataset_of
 from flows.ppo_baseline_capture import ppo_baseline_capture
@@ -35,6 +35,7 @@ from flows.progress import bars
 from flows.report import write_report
 from flows.rollback import rollback
 from flows.run_state import Outcome, PhaseRecord, Run, inputs_of, load_run, migration_lock, open_run
+from flows.service import adopt_state
 
 PHASES: dict[str, Callable[[str], Any]] = {
     "ppo_baseline_capture": ppo_baseline_capture,
@@ -98,7 +99,7 @@ def _opened(settings: Settings, data: Path | None, seed: int) -> Run:
     run = open_run(inputs_of(settings, data, seed))
     try:
         dataset_of(run)
-        require_free_or_own(run)
+        require_free_or_own(run, live_state(settings))
     except HrmSystemError:
         if not (run.folder / "phases").exists():
             shutil.rmtree(run.folder)
@@ -125,6 +126,8 @@ def migrate(run: Run, phases: dict[str, Callable[[str], Any]] = PHASES) -> Outco
         if record is None or record.verdict is not Verdict.PASS:
             outcome = _stop(run, name, record)
             break
+    if outcome.outcome == "migrated":
+        adopt_state(run)
     write_report(run, outcome)
     run.finish(outcome)  # last: a run that was killed before this line is continued, and finds its phases done
     return outcome

@@ -8,7 +8,7 @@ from typing import Any
 import structlog
 from prefect import flow, task
 
-from flows.incumbent import acting_ppo
+from flows.incumbent import acting_ppo, live_state
 from flows.measure import arm_numbers, evaluate_on_test, footprint, selection_loss, validated
 from flows.phases import complete, dataset_of, free_version, git_commit, summary
 from flows.progress import report
@@ -29,7 +29,7 @@ def ppo_baseline_capture(run_dir: str) -> dict[str, Any]:
 
 def capture(run: Run) -> dict[str, Any]:
     """`model`, `curve` of its training (empty if it decides already), `latency_ms`, `test`, the gate's `metrics`."""
-    acting = acting_ppo(run)
+    acting = acting_ppo(run, live_state(run.settings))
     if acting:
         log.warning("incumbent_kept", model=acting, why="it decides already and was trained on this very data")
     trained: dict[str, Any] = {"model": acting, "curve": []} if acting else train_incumbent(str(run.folder))

@@ -96,6 +96,11 @@ class Run:
         return self.inputs.settings
 
     @property
+    def service_dir(self) -> Path:
+        """State directory of the run's own service: a migration beside no running one touches nobody's rollout."""
+        return self.folder / "service"
+
+    @property
     def models(self) -> Path:
         """The model store, shared by all runs."""
         return self.settings.paths.state_dir / "models"

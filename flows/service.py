@@ -1,16 +1,19 @@
 """The inference service as the flows see it: found running or started, spoken to over HTTP, ended if started here.
 
 If a service answers at `serving.host:port` with this state directory's token it is used; else one is started on a
-free port for as long as the block lasts. Its state is durable, so phases need not share a process.
+free port for as long as the block lasts, with a state of its own in the run's folder. That state is durable, so
+phases need not share a process.
 """
 
 from __future__ import annotations
 
+import sqlite3
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -95,7 +98,7 @@ def running_service(run: Run) -> Iterator[RunningService]:
 @contextmanager
 def reachable_service(settings: Settings) -> Iterator[RunningService | None]:
     """The service at `serving.host:port` if it is live and accepts our token, else None."""
-    with _client(settings, settings.serving.port) as client:
+    with _client(settings, settings.paths.state_dir, settings.serving.port) as client:
         service = RunningService(client)
         try:
             service.rollout()
@@ -110,17 +113,38 @@ def _started(run: Run) -> Iterator[RunningService]:
     settings = run.settings
     port = free_port(settings.serving.host)
     command = [sys.executable, "-m", "serving", "--champion", run.result("ppo_baseline_capture")["model"]]
-    env = run.environment(HRM_SERVING__PORT=str(port)) | ONE_THREAD
+    run.service_dir.mkdir(parents=True, exist_ok=True)
+    models = run.service_dir / "models"
+    if not models.is_symlink():
+        models.symlink_to(run.models, target_is_directory=True)
+    own = {"HRM_SERVING__PORT": str(port), "HRM_PATHS__STATE_DIR": str(run.service_dir)}
+    env = run.environment(**own) | ONE_THREAD
     env.pop("PREFECT_API_URL", None)  # the migration rolls back by itself; no automation shall start a second one
     log = run.folder / "logs" / "service.log"
-    with child("the inference service", command, log=log, env=env) as process, _client(settings, port) as client:
+    with (
+        child("the inference service", command, log=log, env=env) as process,
+        _client(settings, run.service_dir, port) as client,
+    ):
         service = RunningService(client)
         wait_until_healthy(process, lambda: _ready(service), START_DEADLINE_S)
         yield service
 
 
-def _client(settings: Settings, port: int) -> ServiceClient:
-    token = read_or_create_token(settings.paths.state_dir)
+def adopt_state(run: Run) -> bool:
+    """Let a later `hrm serve` begin where the run's own service ended, unless somebody decides there already."""
+    own, shared = run.service_dir / "rollout.db", run.settings.paths.state_dir / "rollout.db"
+    if not own.exists() or shared.exists():
+        return False
+    copy = shared.with_suffix(".adopting")
+    copy.unlink(missing_ok=True)
+    with closing(sqlite3.connect(own)) as source, closing(sqlite3.connect(copy)) as target:
+        source.backup(target)
+    copy.rename(shared)
+    return True
+
+
+def _client(settings: Settings, state_dir: Path, port: int) -> ServiceClient:
+    token = read_or_create_token(state_dir)
     return ServiceClient(f"http://{settings.serving.host}:{port}", token)
 
 

@@ -11,13 +11,16 @@ from tiny_migration import tiny_settings
 
 from core.errors import ConfigError
 from core.manifest import publish
+from core.settings import Serving
+from flows import ppo_baseline_capture
 from flows.drill_models import golden, policy_graph
-from flows.incumbent import acting_ppo, require_free_or_own
+from flows.incumbent import acting_ppo, live_state, require_free_or_own
 from flows.phases import dataset_of
 from flows.ppo_baseline_capture import capture
+from flows.processes import free_port
 from flows.run_state import Run, inputs_of, open_run
 from serving.rollout import RolloutStore
-from serving.transitions import Change, Command
+from serving.transitions import Change, Command, RolloutState
 
 
 @pytest.fixture
@@ -39,15 +42,29 @@ def installed(run: Run, model_id: str, challenger: str | None = None, **fields: 
     store.close()
 
 
-def test_nobody_decides_in_a_new_state_directory(run):
-    require_free_or_own(run)
-    assert acting_ppo(run) is None
+def state_of(run: Run) -> RolloutState:
+    store = RolloutStore(run.settings.paths.state_dir / "rollout.db", run.settings.rollout)
+    try:
+        return store.read()
+    finally:
+        store.close()
+
+
+def test_nobody_decides_where_no_service_runs(run):
+    installed(run, "ppo/earlier")
+    nobody = live_state(run.settings.model_copy(update={"serving": closed_port(run)}))
+    require_free_or_own(run, nobody)
+    assert acting_ppo(run, nobody) is None
+
+
+def closed_port(run: Run) -> Serving:
+    return run.settings.serving.model_copy(update={"port": free_port("127.0.0.1")})
 
 
 def test_a_ppo_of_the_same_data_that_decides_is_the_incumbent(run):
     installed(run, "ppo/earlier")
-    require_free_or_own(run)
-    assert acting_ppo(run) == "ppo/earlier"
+    require_free_or_own(run, state_of(run))
+    assert acting_ppo(run, state_of(run)) == "ppo/earlier"
 
 
 def test_the_acting_incumbent_is_measured_and_not_trained_again(run, monkeypatch):
@@ -56,6 +73,7 @@ def test_the_acting_incumbent_is_measured_and_not_trained_again(run, monkeypatch
     measure = "flows.ppo_baseline_capture.measure_incumbent"
     monkeypatch.setattr(measure, lambda run_dir, model: measured.append(model) or {"metrics": {}})
     monkeypatch.delattr("flows.ppo_baseline_capture.train_incumbent")
+    monkeypatch.setattr(ppo_baseline_capture, "live_state", lambda settings: state_of(run))
     assert capture(run) == {"model": "ppo/earlier", "curve": [], "metrics": {}}
     assert measured == ["ppo/earlier"]
 
@@ -63,15 +81,15 @@ def test_the_acting_incumbent_is_measured_and_not_trained_again(run, monkeypatch
 @pytest.mark.parametrize("fields", [{"algorithm": "hrm"}, {"dataset_digest": "other"}], ids=["an HRM", "other data"])
 def test_a_model_that_is_no_incumbent_of_this_migration_is_never_demoted(run, fields):
     installed(run, "other/v1", **fields)
-    with pytest.raises(ConfigError, match=r"other/v1 decides here.*--state-dir, or remove .*rollout\.db") as refused:
-        require_free_or_own(run)
+    with pytest.raises(ConfigError, match=r"other/v1 decides here.*--state-dir, or stop the service") as refused:
+        require_free_or_own(run, state_of(run))
     assert refused.value.code == "champion_mismatch"
 
 
 def test_a_rollout_under_way_is_not_disturbed(run):
     installed(run, "ppo/earlier", challenger="hrm/new")
     with pytest.raises(ConfigError, match="hrm/new is under way"):
-        require_free_or_own(run)
+        require_free_or_own(run, state_of(run))
 
 
 @pytest.mark.parametrize("phase", ["ppo_baseline_capture", "hrm_training"])
@@ -81,4 +99,4 @@ def test_a_run_whose_own_model_decides_is_resumed(tmp_path, phase):
     store = RolloutStore(tmp_path / "rollout.db", run.settings.rollout)
     store.apply(Change(Command.INSTALL, time.time(), champion=phase_results()[phase]["model"]))
     store.close()
-    require_free_or_own(run)
+    require_free_or_own(run, state_of(run))
