@@ -24,6 +24,7 @@ REPRESENTABLE = (pd.Timestamp("1678-01-01", tz="UTC"), pd.Timestamp("2262-01-01"
 MAX_CONSTANT_RATIO = 0.5  # of the sessions: a market stands still on a quiet day, a dead feed on most of them
 MAX_DEFECTIVE_RATIO = 0.02
 MIN_LENGTH_RATIO = 0.9
+FEWEST_TO_STAND = 10  # bars: fewer may well close at one price
 OUTLIER_RATIO = 0.20  # NSE halts its indices for the day at 20 %: within one bar it is a bad tick
 LONG_BREAK = pd.Timedelta(days=7)
 ZONE = r"[T ].*(Z|[+-]\d{2}:?\d{2})$"
@@ -131,7 +132,7 @@ def _value_faults(frame: pd.DataFrame, bars: pd.DataFrame) -> dict[str, pd.Serie
 def _constant(bars: pd.DataFrame) -> pd.Series:
     """Mask of the bars in sessions that close at one price throughout; empty unless most sessions are like that."""
     sessions = bars["close"].groupby(bars["timestamp"].dt.normalize())
-    standing = (sessions.transform("nunique") == 1) & (sessions.transform("size") > 1)
+    standing = (sessions.transform("nunique") == 1) & (sessions.transform("size") >= FEWEST_TO_STAND)
     dead = bars["timestamp"].dt.normalize()[standing].nunique() > MAX_CONSTANT_RATIO * sessions.ngroups
     mask: pd.Series = standing & dead
     return mask

@@ -49,6 +49,8 @@ def state_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def interrupted(state_dir: Path) -> subprocess.CompletedProcess[str]:
     """`hrm migrate` with a Prefect server of its own, after Ctrl-C at a terminal while its service was running."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    # A shell that runs the tests in the background makes them ignore SIGINT, and children inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [Path(sys.executable).parent / "hrm", "migrate", "--json"],
         env=env | TINY | {"HRM_PATHS__STATE_DIR": str(state_dir), "OMP_NUM_THREADS": "1"},

@@ -32,7 +32,7 @@ def candles(request: dict[str, str]) -> list[list[float]]:
     first, last = (date.fromisoformat(request[key]) for key in ("range_from", "range_to"))
     days = [first + timedelta(days=n) for n in range((last - first).days + 1)]
     opens = [datetime(d.year, d.month, d.day, 3, 45, tzinfo=UTC).timestamp() for d in days if d.weekday() < 5]
-    return [[int(at) + 300 * bar, 100.0, 101.0, 99.0, 100.5, 0] for at in opens for bar in range(20)]
+    return [[int(at) + 300 * bar, 100.0, 101.0, 99.0, 100.0 + 0.05 * bar, 0] for at in opens for bar in range(20)]
 
 
 def ok(rows: list[Any]) -> Answer:
@@ -90,7 +90,7 @@ def test_history_arrives_as_checked_bars_in_indian_time(emulator: Emulator, tmp_
     bars = fetch(tmp_path)
     assert len(bars) == 5 * 20
     assert str(bars["timestamp"].iloc[0]) == "2023-01-02 09:15:00+05:30"
-    assert bars["close"].eq(100.5).all()
+    assert bars["close"].tolist() == [100.0 + 0.05 * bar for bar in range(20)] * 5
     assert emulator.authorisations == {f"APP-100:{TOKEN}"}
 
 
