@@ -14,7 +14,6 @@ import numpy as np
 import psutil
 
 from benchmarks.machine import described, median_seconds
-from core.halting import HaltingRule
 from core.settings import Settings
 from hrm.export import export_model
 from hrm.model import HierarchicalReasoningModel
@@ -68,14 +67,10 @@ def run(settings: Settings) -> dict[str, Any]:
         "floor_ms": floor_ms,
         "ratio_to_floor": segment_ms / floor_ms,
         "full_depth_p99_ms": float(np.percentile(full_depth, 99)),
-        "rows_per_s": BATCH / median_seconds(lambda: decide(BATCH, 1.0), 5) * _depth(rule),
+        "rows_per_s": BATCH / median_seconds(lambda: decide(BATCH, 1.0), 5) * rule.max_segments,
         "rss_mb": psutil.Process().memory_info().rss / 1e6,
         "ready_s": ready_s,
     }
-
-
-def _depth(rule: HaltingRule) -> int:
-    return rule.max_segments
 
 
 def _floor_ms(settings: Settings, tokens: int) -> float:

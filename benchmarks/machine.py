@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from flows.phases import git_commit
+
 
 def described(runs: int) -> dict[str, Any]:
     """`commit`, `machine`, `threads` and `runs`: the keys every benchmark shares."""
     return {
-        "commit": _commit(),
+        "commit": (git_commit() or "unknown")[:7],
         "machine": f"{os.cpu_count()} cores, {_processor()}",
         "threads": int(os.environ.get("OMP_NUM_THREADS", "0")) or os.cpu_count(),
         "runs": runs,
@@ -31,17 +32,6 @@ def median_seconds(work: Callable[[], object], runs: int) -> float:
         work()
         times.append(time.perf_counter() - started)
     return statistics.median(times)
-
-
-def _commit() -> str:
-    answer = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],  # noqa: S607 - whichever git the user has
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return answer.stdout.strip() or "unknown"
 
 
 def _processor() -> str:
