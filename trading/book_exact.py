@@ -1,0 +1,200 @@
+"""The exact optimum of a book, and of the book with any one instrument fixed, by Lagrangian branch and bound.
+
+For any w [F], gamma >= 0 and nu, since |x|^2 / 2 >= w'x - |w|^2 / 2, every feasible p has
+
+    U(p) <= g - sum_k r[k, p_k],        r[k, v] = max_v' s[k, v'] - s[k, v] >= 0   (reduced cost)
+    g = |w|^2 / 2 + gamma gross + |nu| net + sum_k max_v s[k, v]
+    s[k, v] = (mu_k - w'L_k - nu) v - gamma |v| - D_k v^2 / 2 - cost_k |v - position_k|
+
+so an answer can beat an incumbent only if its reduced costs sum to less than the gap between g and the incumbent. The
+search walks the tree of targets depth first, the most decided instrument first, and cuts where that sum or a limit
+says no. The multipliers come from a subgradient method; they decide the time it takes, never the answer.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from trading.book import Book, Floats, Optimum, Targets, utility
+
+DUAL_STEPS = 60
+TIE = 1e-12  # utilities closer than this are the same
+
+
+def solve(book: Book) -> Optimum:
+    """The optimum and the max-marginals of every instance."""
+    targets, marginals = _solve_all(
+        book.mu, book.loadings, book.variance, book.cost, book.position, np.stack([book.gross, book.net], axis=1)
+    )
+    return Optimum(targets, utility(book, targets), marginals)
+
+
+@njit(cache=True)
+def _solve_all(
+    mu: Floats, loadings: Floats, variance: Floats, cost: Floats, position: Targets, limits: Targets
+) -> tuple[Targets, Floats]:
+    rows, instruments = mu.shape
+    targets = np.zeros((rows, instruments), dtype=np.int64)
+    marginals = np.full((rows, instruments, 3), -np.inf)
+    for b in range(rows):
+        alone = _alone(mu[b], variance[b], cost[b], position[b])
+        free = np.ones((instruments, 3), dtype=np.bool_)
+        targets[b] = _branch_and_bound(alone, loadings[b], limits[b], free, marginals[b])
+        for k in range(instruments):
+            for v in range(3):
+                if v != targets[b, k] + 1:
+                    fixed = free.copy()
+                    fixed[k] = False
+                    fixed[k, v] = True
+                    _branch_and_bound(alone, loadings[b], limits[b], fixed, marginals[b])
+    return targets, marginals
+
+
+@njit(cache=True)
+def _alone(mu: Floats, variance: Floats, cost: Floats, position: Targets) -> Floats:
+    """Utility [K, 3] of each target of each instrument, but for the factors."""
+    table = np.empty((len(mu), 3))
+    for k in range(len(mu)):
+        for v in range(-1, 2):
+            table[k, v + 1] = mu[k] * v - 0.5 * variance[k] * v * v - cost[k] * abs(v - position[k])
+    return table
+
+
+@njit(cache=True)
+def _branch_and_bound(
+    alone: Floats, loadings: Floats, limits: Targets, allowed: np.ndarray, marginals: Floats
+) -> Targets:
+    """The best feasible targets within `allowed` [K, 3]; every answer met on the way raises `marginals`.
+
+    Returns zeros where nothing beats what `marginals` already holds.
+    """
+    incumbent = np.inf
+    for k in range(len(alone)):
+        known = -np.inf
+        for v in range(3):
+            if allowed[k, v]:
+                known = max(known, marginals[k, v])
+        incumbent = min(incumbent, known)
+    table = np.where(allowed, alone, -np.inf)
+    bound, priced = _minimise_dual(table, loadings, limits, incumbent)
+    return _search(table, loadings, limits, (bound, incumbent), priced, marginals)
+
+
+@njit(cache=True)
+def _price(table: Floats, loadings: Floats, multipliers: Floats, priced: Floats) -> None:
+    """s[k, v] at the multipliers (w, gamma, nu), into `priced`."""
+    factors = loadings.shape[1]
+    for k in range(len(table)):
+        slope = multipliers[factors + 1]
+        for f in range(factors):
+            slope += multipliers[f] * loadings[k, f]
+        priced[k, 0] = table[k, 0] + slope - multipliers[factors]
+        priced[k, 1] = table[k, 1]
+        priced[k, 2] = table[k, 2] - slope - multipliers[factors]
+
+
+@njit(cache=True)
+def _minimise_dual(table: Floats, loadings: Floats, limits: Targets, goal: float) -> tuple[float, Floats]:
+    """Bound g and s[k, v] at the best multipliers a subgradient method with Polyak steps finds."""
+    instruments, factors = loadings.shape
+    gross, net = limits
+    multipliers, slope = np.zeros(factors + 2), np.empty(factors + 2)
+    best_multipliers, best = multipliers.copy(), np.inf
+    priced = np.empty((instruments, 3))
+    relaxation = 1.0
+    for _ in range(DUAL_STEPS):
+        _price(table, loadings, multipliers, priced)
+        w, gamma, nu = multipliers[:factors], multipliers[factors], multipliers[factors + 1]
+        bound = 0.5 * np.sum(w * w) + gamma * gross + abs(nu) * net
+        slope[:factors] = w
+        used, held = 0, 0
+        for k in range(instruments):
+            v = np.argmax(priced[k])
+            bound += priced[k, v]
+            used += abs(v - 1)
+            held += v - 1
+            slope[:factors] -= (v - 1) * loadings[k]
+        slope[factors] = gross - used
+        slope[factors + 1] = min(max(held, -net), net) - held if nu == 0.0 else np.sign(nu) * net - held
+        if bound < best - TIE:
+            best = bound
+            best_multipliers[:] = multipliers
+        else:
+            relaxation *= 0.8
+        size = np.sum(slope * slope)
+        if size < TIE or best - goal < TIE:
+            break
+        gap = bound - goal if goal > -np.inf else 1.0
+        multipliers -= relaxation * gap / size * slope
+        multipliers[factors] = max(multipliers[factors], 0.0)
+    _price(table, loadings, best_multipliers, priced)
+    return best, priced
+
+
+@njit(cache=True)
+def _search(
+    table: Floats, loadings: Floats, limits: Targets, ends: tuple[float, float], priced: Floats, marginals: Floats
+) -> Targets:
+    """Depth first over the targets whose reduced costs fit between the bound and the incumbent."""
+    bound, incumbent = ends
+    instruments, factors = loadings.shape
+    gross, net = limits
+    reduced, ranked, order = _decided_first(priced)
+    best = np.zeros(instruments, dtype=np.int64)
+    chosen = np.zeros(instruments, dtype=np.int64)  # rank of the target tried at a depth
+    spent = np.zeros(instruments + 1)  # sum of reduced costs above a depth, and so on
+    value = np.zeros(instruments + 1)
+    exposure = np.zeros((instruments + 1, factors))
+    used = np.zeros(instruments + 1, dtype=np.int64)
+    held = np.zeros(instruments + 1, dtype=np.int64)
+    depth = 0
+    chosen[0] = -1
+    while depth >= 0:
+        chosen[depth] += 1
+        if chosen[depth] == 3:
+            depth -= 1
+            continue
+        k = order[depth]
+        v = ranked[k, chosen[depth]]
+        below = depth + 1
+        spent[below] = spent[depth] + reduced[k, v]
+        if bound - spent[below] <= incumbent + TIE:
+            depth -= 1  # the targets after this one cost more
+            continue
+        used[below] = used[depth] + abs(v - 1)
+        held[below] = held[depth] + v - 1
+        reach = min(instruments - below, gross - used[below])
+        if reach < 0 or abs(held[below]) > net + reach:
+            continue
+        value[below] = value[depth] + table[k, v]
+        for f in range(factors):
+            exposure[below, f] = exposure[depth, f] + (v - 1) * loadings[k, f]
+        if below < instruments:
+            depth = below
+            chosen[depth] = -1
+            continue
+        total = value[below] - 0.5 * np.sum(exposure[below] * exposure[below])
+        for at in range(instruments):
+            j = order[at]
+            u = ranked[j, chosen[at]]
+            marginals[j, u] = max(marginals[j, u], total)
+        if total > incumbent:
+            incumbent = total
+            for at in range(instruments):
+                best[order[at]] = ranked[order[at], chosen[at]] - 1
+    return best
+
+
+@njit(cache=True)
+def _decided_first(priced: Floats) -> tuple[Floats, Targets, Targets]:
+    """Reduced costs [K, 3], targets of each instrument by reduced cost, instruments by the cost of their second."""
+    instruments = len(priced)
+    reduced = np.empty((instruments, 3))
+    ranked = np.empty((instruments, 3), dtype=np.int64)
+    second = np.empty(instruments)
+    for k in range(instruments):
+        reduced[k] = np.max(priced[k]) - priced[k]
+        ranked[k] = np.argsort(reduced[k])
+        second[k] = reduced[k, ranked[k, 1]]
+    return reduced, ranked, np.argsort(-second)
