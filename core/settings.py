@@ -131,6 +131,7 @@ class Performance(Section):
 
 
 class HrmTraining(Section):
+    optimizer: Literal["adamw", "adam_atan2"]
     learning_rate: Positive
     weight_decay: float = Field(ge=0)
     scheduler: Literal["cosine_annealing", "constant"]

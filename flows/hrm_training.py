@@ -18,7 +18,7 @@ from flows.measure import arm_numbers, engine_of, evaluate_on_test, footprint, s
 from flows.phases import complete, dataset_of, free_version, git_commit, summary
 from flows.progress import report
 from flows.run_state import Run, load_run
-from trading.dataset import Dataset, training_batches
+from trading.dataset import Dataset, training_table
 from trading.evaluation import advantage, mean_interval
 
 if TYPE_CHECKING:  # torch takes seconds to import; only training needs it
@@ -89,13 +89,16 @@ def with_label_temperature(settings: Settings, data: Dataset) -> Settings:
 
 def fit(agent: HRMAgent, data: Dataset, run: Run) -> list[dict[str, float]]:
     """Train through all epochs and leave the best averaged weights in the agent; the learning curve."""
+    from hrm.batch import MarketSampler, MarketTable
+
     hyper, batch_size = run.settings.training_params.hrm, run.settings.performance.batch_size
     steps = max(1, hyper.rows_per_epoch // batch_size)
-    batches = training_batches(data, run.settings, batch_size, run.inputs.seed)
+    table = MarketTable(**training_table(data, run.settings))
+    sampler = MarketSampler(table, data.schema.window, seed=run.inputs.seed, device=agent.trainer.device)
     curve: list[dict[str, float]] = []
     best: dict[str, Any] = {}
     for epoch in range(1, hyper.max_epochs + 1):
-        train_loss = _epoch(agent, batches, steps, (epoch, hyper.max_epochs))
+        train_loss = _epoch(agent, sampler.batches(batch_size), steps, (epoch, hyper.max_epochs))
         if epoch % hyper.validation_frequency and epoch != hyper.max_epochs:
             continue
         validation = validated(agent.decide_batch, data)
@@ -109,13 +112,10 @@ def fit(agent: HRMAgent, data: Dataset, run: Run) -> list[dict[str, float]]:
 
 def _epoch(agent: HRMAgent, batches: Any, steps: int, at: tuple[int, int]) -> float:
     """Mean loss of one epoch; `at` is (this epoch, epochs)."""
-    from hrm.trainer import TrainingBatch
-
     epoch, epochs = at
     total = 0.0
     for step in range(steps):
-        batch = TrainingBatch.from_numpy(next(batches), agent.trainer.device)
-        total += agent.trainer.train_step(batch)
+        total += agent.trainer.train_step(next(batches))
         if step % 20 == 0:
             report(PHASE, 0.9 * (epoch - 1 + step / steps) / epochs, f"epoch {epoch} of {epochs}")
     return total / steps

@@ -54,11 +54,17 @@ class AdaptiveComputationTime:
         mask: Tensor = should_halt(segment, q_halt, q_continue, minimum, self.rule)
         return mask
 
-    def training_halts(self, steps: Tensor, q_halt: Tensor, q_continue: Tensor, generator: torch.Generator) -> Tensor:
-        """Rows (bool [B]) that stop in training after `steps` (int [B]) segments."""
+    def exploration_minimum(self, rows: int, generator: torch.Generator) -> Tensor:
+        """Segments (int64 [rows]) a row must take in training: 0, or with probability eps uniform in {2..M_max}."""
+        low, high = min(2, self.rule.max_segments), self.rule.max_segments + 1
+        drawn = torch.randint(low, high, (rows,), generator=generator, device=generator.device)
+        explores = torch.rand(rows, generator=generator, device=generator.device) < self.exploration
+        return drawn * explores
+
+    def training_halts(self, steps: Tensor, q_halt: Tensor, q_continue: Tensor, minimum: Tensor) -> Tensor:
+        """Rows (bool [B]) that stop in training after `steps` (int [B]) segments, `minimum` [B] being drawn."""
         if not self.enabled:
             return steps >= self.rule.max_segments
-        minimum = self._random_minimum(steps, generator)
         mask: Tensor = should_halt(steps, q_halt, q_continue, minimum, self.rule)
         return mask
 
@@ -66,9 +72,3 @@ class AdaptiveComputationTime:
         """Target probability [B] of q_continue from the next segment's logits [B]."""
         last = steps >= self.rule.max_segments
         return torch.sigmoid(torch.where(last, next_q_halt, torch.maximum(next_q_halt, next_q_continue)))
-
-    def _random_minimum(self, steps: Tensor, generator: torch.Generator) -> Tensor:
-        low, high = min(2, self.rule.max_segments), self.rule.max_segments + 1
-        drawn = torch.randint(low, high, steps.shape, generator=generator, device=steps.device)
-        explores = torch.rand(steps.shape, generator=generator, device=steps.device) < self.exploration
-        return drawn * explores

@@ -23,9 +23,11 @@ from core.errors import DataError
 from core.observation import Observation, ObservationSchema
 from core.settings import Settings
 from hrm.act import AdaptiveComputationTime
+from hrm.batch import market_batch
 from hrm.checkpoint import load_checkpoint, save_checkpoint
+from hrm.losses import Imitation
 from hrm.model import Carry, HierarchicalReasoningModel
-from hrm.trainer import DeepSupervisionTrainer, TrainingBatch
+from hrm.trainer import DeepSupervisionTrainer
 
 ROWS_AT_ONCE = 2048  # bounds memory; larger batches are no faster
 
@@ -58,7 +60,7 @@ class HRMAgent:
         settings: Settings,
         cost_bps: float,
         *,
-        device: torch.device | str | None = None,
+        device: torch.device | str = "cpu",
         seed: int = 0,
     ) -> None:
         self.schema, self.settings = schema, settings
@@ -66,9 +68,10 @@ class HRMAgent:
         model = HierarchicalReasoningModel(hrm, schema, settings.trading.max_quantity, seed=seed)
         training = settings.training_params.hrm
         steps = max(1, training.rows_per_epoch * training.max_epochs // settings.performance.batch_size)
-        self.trainer = DeepSupervisionTrainer(
-            model, settings, cost_bps=cost_bps, total_steps=steps, seed=seed, device=device
+        objective = Imitation(
+            cost_bps=cost_bps, label_temperature=training.label_temperature, reward_shaping=hrm.act.reward_shaping
         )
+        self.trainer = DeepSupervisionTrainer(model, settings, objective, total_steps=steps, seed=seed, device=device)
         self.act = AdaptiveComputationTime(hrm)
         self.invalid_observations = 0
 
@@ -115,7 +118,7 @@ class HRMAgent:
         """One segment of deep supervision on oracle-labelled experiences; nothing for an empty sequence."""
         if not experiences:
             return
-        batch = TrainingBatch.from_numpy(_stacked(experiences), self.trainer.device)
+        batch = market_batch(_stacked(experiences), self.trainer.device)
         loss = self.trainer.train_step(batch)
         log.debug("hrm_learned", loss=loss, rows=len(experiences))
 

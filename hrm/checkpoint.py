@@ -11,7 +11,6 @@ A resumed run continues with the identical sequence of losses, given the same ba
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Literal
 
@@ -27,12 +26,13 @@ from core.observation import ObservationSchema
 from core.settings import HierarchicalReasoningModelSettings
 from hrm.convergence import ConvergenceMonitor
 from hrm.model import Carry, HierarchicalReasoningModel
-from hrm.trainer import DeepSupervisionTrainer, Rows, TrainingBatch
+from hrm.trainer import DeepSupervisionTrainer, Rows
 
 INDEX = "checkpoint.json"
 REMEDY = "train again or restore the folder from a copy"
 
 Tensors = Mapping[str, Tensor]
+Trainer = DeepSupervisionTrainer[HierarchicalReasoningModel]
 
 
 class StoredFile(BaseModel):
@@ -59,7 +59,7 @@ class Checkpoint(BaseModel):
     training: StoredFile
 
 
-def save_checkpoint(folder: Path, trainer: DeepSupervisionTrainer) -> Checkpoint:
+def save_checkpoint(folder: Path, trainer: Trainer) -> Checkpoint:
     """Write the trainer's state; the folder holds one checkpoint, the newest. Raises OSError, harming nothing."""
     model, monitor = trainer.model, trainer.monitor
     checkpoint = Checkpoint(
@@ -81,7 +81,7 @@ def save_checkpoint(folder: Path, trainer: DeepSupervisionTrainer) -> Checkpoint
     return checkpoint
 
 
-def load_checkpoint(folder: Path, trainer: DeepSupervisionTrainer) -> Checkpoint:
+def load_checkpoint(folder: Path, trainer: Trainer) -> Checkpoint:
     """Restore the trainer's state. Raises ModelError, changing nothing, if anything about the folder is wrong."""
     checkpoint = read_checkpoint(folder)
     checkpoint.observation.require(trainer.model.schema, str(folder))
@@ -166,7 +166,7 @@ def _require_weights(folder: Path, weights: Tensors, model: HierarchicalReasonin
     _require_like(folder, weights, {f"{kind}.{name}": own[name] for kind in ("model", "ema") for name in own})
 
 
-def _require_training_state(folder: Path, state: Tensors, trainer: DeepSupervisionTrainer) -> None:
+def _require_training_state(folder: Path, state: Tensors, trainer: Trainer) -> None:
     """Optimizer moments must fit the parameters; before the first step there are none."""
     moments = _part(state, "optimizer.")
     parameters = [p for group in trainer.optimizer.param_groups for p in group["params"]]
@@ -193,25 +193,25 @@ def _require_like(folder: Path, tensors: Tensors, expected: Tensors) -> None:
         )
 
 
-def _weights(trainer: DeepSupervisionTrainer) -> dict[str, Tensor]:
+def _weights(trainer: Trainer) -> dict[str, Tensor]:
     raw = {f"model.{name}": tensor for name, tensor in trainer.model.state_dict().items()}
     return raw | {f"ema.{name}": tensor for name, tensor in trainer.ema.state_dict().items()}
 
 
-def _training_state(trainer: DeepSupervisionTrainer) -> dict[str, Tensor]:
+def _training_state(trainer: Trainer) -> dict[str, Tensor]:
     state = {
         f"optimizer.{index}.{name}": tensor
         for index, moments in trainer.optimizer.state_dict()["state"].items()
         for name, tensor in moments.items()
     }
     if trainer.rows is not None:
-        state |= {f"batch.{name}": tensor for name, tensor in vars(trainer.rows.batch).items()}
+        state |= {f"batch.{name}": tensor for name, tensor in trainer.rows.batch.items()}
         state |= {f"carry.{name}": tensor for name, tensor in trainer.rows.carry._asdict().items()}
         state |= {"rows.steps": trainer.rows.steps, "rows.halted": trainer.rows.halted}
     return state | {"generator": trainer.generator.get_state()}
 
 
-def _restore_training_state(trainer: DeepSupervisionTrainer, state: Tensors) -> None:
+def _restore_training_state(trainer: Trainer, state: Tensors) -> None:
     moments: dict[int, dict[str, Tensor]] = {}
     for key, tensor in _part(state, "optimizer.").items():
         index, name = key.split(".")
@@ -219,17 +219,20 @@ def _restore_training_state(trainer: DeepSupervisionTrainer, state: Tensors) -> 
     groups = trainer.optimizer.state_dict()["param_groups"]
     trainer.optimizer.load_state_dict({"state": moments, "param_groups": groups})
     trainer.generator.set_state(state["generator"])
-    trainer.rows = _rows(state, trainer.device) if "rows.steps" in state else None
+    if "rows.steps" in state:
+        trainer.restart_rows(_rows(state, trainer.device))
+    else:
+        trainer.rows = None
 
 
 def _rows(state: Tensors, device: torch.device) -> Rows:
     on_device = {name: tensor.to(device) for name, tensor in state.items()}
-    batch = TrainingBatch(**{field.name: on_device[f"batch.{field.name}"] for field in fields(TrainingBatch)})
+    batch = _part(on_device, "batch.")
     carry = Carry(on_device["carry.z_H"], on_device["carry.z_L"])
     return Rows(batch, carry, on_device["rows.steps"], on_device["rows.halted"])
 
 
-def _restore_monitor(trainer: DeepSupervisionTrainer, checkpoint: Checkpoint) -> None:
+def _restore_monitor(trainer: Trainer, checkpoint: Checkpoint) -> None:
     monitor = ConvergenceMonitor(trainer.monitor.snapshot_every, trainer.snapshot())
     monitor.average = checkpoint.loss_average
     monitor.observations, monitor.recoveries = checkpoint.observations, checkpoint.recoveries

@@ -49,7 +49,7 @@ class Segment(nn.Module):
         z_H = torch.where(fresh, recurrence.H_init, z_H)
         z_L = torch.where(fresh, recurrence.L_init, z_L)
         z_H, z_L = recurrence(z_H, z_L, self.model.embed(bars, account))
-        return (*self.model.output_network(z_H[:, 0]), z_H, z_L)
+        return (*self.model.read(z_H), z_H, z_L)
 
 
 def export_segment(model: HierarchicalReasoningModel) -> bytes:

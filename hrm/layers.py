@@ -6,7 +6,8 @@ Block, post-norm twice, no mask, no dropout:
     x <- rms(x + swiglu(x))
 
 Shapes: B batch, n tokens, w width, a heads, d = w / a head width, i inner width.
-Every weight is (out, in); only the q head and the learned reset gate have biases. Fused projections:
+Every weight is (out, in); only the q head and the learned reset gate have biases. Weights are kept in float32 and
+cast to the dtype of what they multiply, so a bfloat16 carry makes a bfloat16 segment. Fused projections:
 
     attention.qkv    [3w, w]   q heads, then k heads, then v heads; inside each, head by head, d rows per head
     attention.out    [w, w]    reads the heads in the same order
@@ -44,11 +45,15 @@ def truncated_normal_(tensor: Tensor, std: float) -> Tensor:
     return nn.init.trunc_normal_(tensor, std=sigma, a=-TRUNCATION * sigma, b=TRUNCATION * sigma)
 
 
-def linear(inputs: int, outputs: int) -> nn.Linear:
-    """A bias-free linear map with weights [outputs, inputs] of std 1 / sqrt(inputs)."""
-    layer = nn.Linear(inputs, outputs, bias=False)
-    truncated_normal_(layer.weight, inputs**-0.5)
-    return layer
+class Linear(nn.Linear):
+    """Bias-free; weight [outputs, inputs] of std 1 / sqrt(inputs), cast to its input's dtype at use."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, bias=False)
+        truncated_normal_(self.weight, inputs**-0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype))
 
 
 def rms_norm(x: Tensor) -> Tensor:
@@ -68,7 +73,7 @@ def rotate(x: Tensor, rotary: Rotary) -> Tensor:
     """Rotary embedding by half-split pairs: feature j turns with feature j + d / 2. x is [B, n, heads, d]."""
     cos, sin = rotary
     swapped: Tensor = x.roll(x.shape[-1] // 2, -1)
-    return x * cos + swapped * sin
+    return (x * cos + swapped * sin).to(x.dtype)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -91,8 +96,8 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = linear(width, 3 * width)
-        self.out = linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.out = Linear(width, width)
 
     def forward(self, x: Tensor, rotary: Rotary | None) -> Tensor:
         """[B, n, w] -> [B, n, w]; `rotary` is the (cos, sin) table, None where positions are learned."""
@@ -110,8 +115,8 @@ class SwiGLU(nn.Module):
     def __init__(self, width: int, expansion: float) -> None:
         super().__init__()
         inner = math.ceil(round(expansion * width * 2 / 3) / INNER_MULTIPLE) * INNER_MULTIPLE
-        self.gate_up = linear(width, 2 * inner)
-        self.down = linear(inner, width)
+        self.gate_up = Linear(width, 2 * inner)
+        self.down = Linear(inner, width)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up(x).chunk(2, dim=-1)

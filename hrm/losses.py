@@ -16,94 +16,87 @@ Shapes: B batch; the three columns are the targets -1, 0, +1, which are three di
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name torch code is read with
-from torch import Tensor
+from torch import Tensor, nn
 
 from core.actions import ACTION_OF
+from core.errors import ConfigError
+from hrm.batch import Batch
 from hrm.model import Outputs
 
 POLICY_WEIGHT = 1.0
 QUANTITY_WEIGHT = 0.1
 VALUE_WEIGHT = 0.1
 HALTING_WEIGHT = 0.5  # published code
+ACTIONS = torch.as_tensor(ACTION_OF)  # int64 [3, 3]: the action from position index p + 1 to target index q + 1
 
 
-@dataclass(frozen=True)
-class Labels:
-    """What the oracle knows about B rows."""
+class SegmentLoss(NamedTuple):
+    """One segment's loss, means over the batch."""
 
-    position: Tensor  # int64 [B] in {-1, 0, +1}
-    q_values: Tensor  # float32 [B, 3], bps by target -1, 0, +1
-    log_quantity: Tensor  # float32 [B], natural log of units
+    total: Tensor  # carries the gradient
+    parts: dict[str, Tensor]  # detached; for people
 
 
-@dataclass(frozen=True)
-class SegmentLoss:
-    """The parts of one segment's loss, each a mean over the batch; `total` carries the gradient."""
+class Objective(nn.Module, ABC):
+    """What the trainer minimises: outputs of one segment and the batch they answer -> the loss.
 
-    total: Tensor
-    policy: Tensor
-    quantity: Tensor
-    value: Tensor
-    halting: Tensor
-    regret_bps: Tensor
-    right_ratio: Tensor
+    `continue_target` [B] in (0, 1) is what q_continue should say, None with a single halt head.
+    """
+
+    @abstractmethod
+    def forward(self, outputs: Any, batch: Batch, continue_target: Tensor | None) -> SegmentLoss: ...
 
 
-@dataclass(frozen=True)
-class LossScale:
-    """The two lengths, in bps, that turn money into losses."""
-
-    cost_bps: float  # of one unit of turnover
-    label_temperature: float  # of the cost
-    reward_shaping: bool
-
-    @property
-    def tau_bps(self) -> float:
-        return self.label_temperature * self.cost_bps
-
-    @property
-    def tolerance_bps(self) -> float:
-        """Half a round trip: two units of turnover, halved."""
-        return self.cost_bps
-
-
-def target_logits(action_logits: Tensor, position: Tensor) -> Tensor:
+def target_logits(action_logits: Tensor, position: Tensor, actions: Tensor = ACTIONS) -> Tensor:
     """Logits of the three legal actions [B, 3], ordered by target position, from [B, 5] and position [B]."""
-    actions = torch.as_tensor(ACTION_OF, device=position.device)[position + 1]
-    return action_logits.gather(1, actions)
+    return action_logits.gather(1, actions[position + 1])
 
 
-def segment_loss(outputs: Outputs, labels: Labels, scale: LossScale, continue_target: Tensor | None) -> SegmentLoss:
-    """Loss of one segment's outputs; `continue_target` [B] in (0, 1), or None with a single halt head."""
-    log_policy = target_logits(outputs.action_logits, labels.position).log_softmax(-1)
-    oracle = F.log_softmax(labels.q_values / scale.tau_bps, -1)
-    policy = (oracle.exp() * (oracle - log_policy)).sum(-1).mean()
-    quantity = (outputs.log_quantity - labels.log_quantity).square().mean()
-    value = _value_loss(outputs.value, log_policy.detach(), labels.q_values, scale)
-    regret = _regret(log_policy.detach(), labels.q_values)
-    right = (regret <= (scale.tolerance_bps if scale.reward_shaping else 0.0)).float()
-    halting = F.binary_cross_entropy_with_logits(outputs.q_halt, right)
-    if continue_target is not None:
-        halting = halting + F.binary_cross_entropy_with_logits(outputs.q_continue, continue_target)
-    total = POLICY_WEIGHT * policy + QUANTITY_WEIGHT * quantity + VALUE_WEIGHT * value + HALTING_WEIGHT * halting
-    return SegmentLoss(
-        total,
-        policy.detach(),
-        quantity.detach(),
-        value.detach(),
-        halting.detach(),
-        regret.mean(),
-        right.mean(),
-    )
+class Imitation(Objective):
+    """The objective of one instrument; two lengths in bps turn money into losses."""
+
+    actions: Tensor
+
+    def __init__(self, *, cost_bps: float, label_temperature: float, reward_shaping: bool) -> None:
+        """`cost_bps` > 0 of one unit of turnover; `label_temperature` in units of it. Raises ConfigError."""
+        super().__init__()
+        if not cost_bps > 0:
+            raise ConfigError(f"cost_bps must be positive (got {cost_bps}): it scales the labels' temperature")
+        self.cost_bps, self.tau_bps = cost_bps, label_temperature * cost_bps
+        self.tolerance_bps = cost_bps if reward_shaping else 0.0  # half a round trip: two units of turnover, halved
+        self.register_buffer("actions", ACTIONS.clone(), persistent=False)
+
+    def forward(self, outputs: Outputs, batch: Batch, continue_target: Tensor | None) -> SegmentLoss:
+        q_values = batch["q_values"]
+        log_policy = target_logits(outputs.action_logits, batch["position"], self.actions).log_softmax(-1)
+        oracle = F.log_softmax(q_values / self.tau_bps, -1)
+        policy = (oracle.exp() * (oracle - log_policy)).sum(-1).mean()
+        quantity = (outputs.log_quantity - batch["log_quantity"]).square().mean()
+        value = self._value_loss(outputs.value, log_policy.detach(), q_values)
+        regret = _regret(log_policy.detach(), q_values)
+        right = (regret <= self.tolerance_bps).float()
+        halting = halting_loss(outputs.q_halt, outputs.q_continue, right, continue_target)
+        total = POLICY_WEIGHT * policy + QUANTITY_WEIGHT * quantity + VALUE_WEIGHT * value + HALTING_WEIGHT * halting
+        parts = {"policy": policy, "quantity": quantity, "value": value, "halting": halting}
+        parts |= {"regret_bps": regret.mean(), "right_ratio": right.mean()}
+        return SegmentLoss(total, {name: part.detach() for name, part in parts.items()})
+
+    def _value_loss(self, value: Tensor, log_policy: Tensor, q_values: Tensor) -> Tensor:
+        earned = (log_policy.exp() * q_values).sum(-1)
+        return F.huber_loss(value / self.cost_bps, earned / self.cost_bps)
 
 
-def _value_loss(value: Tensor, log_policy: Tensor, q_values: Tensor, scale: LossScale) -> Tensor:
-    earned = (log_policy.exp() * q_values).sum(-1)
-    return F.huber_loss(value / scale.cost_bps, earned / scale.cost_bps)
+def halting_loss(q_halt: Tensor, q_continue: Tensor, right: Tensor, continue_target: Tensor | None) -> Tensor:
+    """BCE(q_halt, right) and, where there is a target for it, BCE(q_continue, target); all [B] -> scalar."""
+    loss = F.binary_cross_entropy_with_logits(q_halt, right)
+    if continue_target is None:
+        return loss
+    return loss + F.binary_cross_entropy_with_logits(q_continue, continue_target)
 
 
 def _regret(log_policy: Tensor, q_values: Tensor) -> Tensor:

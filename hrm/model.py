@@ -15,7 +15,8 @@ actions; whoever takes a softmax or an argmax masks the two that are illegal in 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name torch code is read with
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from core.actions import N_ACTIONS
 from core.observation import ObservationSchema
 from core.settings import HierarchicalReasoningModelSettings
-from hrm.layers import linear, truncated_normal_
+from hrm.layers import Linear, truncated_normal_
 from hrm.recurrence import GradientApproximation, Recurrence
 
 FIXED_TOKENS = 2  # decision, account
@@ -59,8 +60,8 @@ class InputNetwork(nn.Module):
         self.patch = schema.patch
         self.tokens = FIXED_TOKENS + schema.window // schema.patch
         self.decision = nn.Parameter(truncated_normal_(torch.empty(width), 1.0))
-        self.account = linear(len(schema.account_features), width)
-        self.patches = linear(schema.patch * len(schema.bar_features), width)
+        self.account = Linear(len(schema.account_features), width)
+        self.patches = Linear(schema.patch * len(schema.bar_features), width)
         self.positions = (
             nn.Parameter(truncated_normal_(torch.empty(self.tokens, width), 1.0)) if learned_positions else None
         )
@@ -79,25 +80,74 @@ class OutputNetwork(nn.Module):
     def __init__(self, width: int, hidden: int, quantity_max: float) -> None:
         super().__init__()
         self.log_quantity_max = math.log(quantity_max)
-        self.hidden = linear(width, hidden)
-        self.policy = linear(hidden, N_ACTIONS)
-        self.quantity = linear(hidden, 1)
-        self.value = linear(hidden, 1)
-        self.q_head = nn.Linear(width, 2)
-        nn.init.zeros_(self.q_head.weight)
-        nn.init.constant_(self.q_head.bias, Q_BIAS)
+        self.hidden = Linear(width, hidden)
+        self.policy = Linear(hidden, N_ACTIONS)
+        self.quantity = Linear(hidden, 1)
+        self.value = Linear(hidden, 1)
 
-    def forward(self, decision: Tensor) -> Outputs:
-        decision = decision.float()
+    def forward(self, decision: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Action logits [B, 5], log quantity [B], value [B] from z_H's decision token [B, h]."""
         hidden = F.silu(self.hidden(decision))
-        q_halt, q_continue = self.q_head(decision).float().unbind(-1)
-        log_quantity = torch.sigmoid(self.quantity(hidden).float().squeeze(-1)) * self.log_quantity_max
-        value = self.value(hidden).float().squeeze(-1)
-        return Outputs(self.policy(hidden).float(), log_quantity, value, q_halt, q_continue)
+        log_quantity = torch.sigmoid(self.quantity(hidden).squeeze(-1)) * self.log_quantity_max
+        return self.policy(hidden), log_quantity, self.value(hidden).squeeze(-1)
 
 
-class HierarchicalReasoningModel(nn.Module):
-    """The seed's model (2.1): one call is one segment."""
+class QHead(nn.Linear):
+    """Two logits, halt and continue, in float32; both begin at -5: at first nobody halts early."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, 2)
+        nn.init.zeros_(self.weight)
+        nn.init.constant_(self.bias, Q_BIAS)
+
+    def forward(self, decision: Tensor) -> Tensor:
+        """z_H at the decision token [B, h] -> [B, 2]."""
+        return F.linear(decision.float(), self.weight, self.bias)
+
+
+class ReasoningModel(nn.Module, ABC):
+    """An input network and an output network around a recurrence; one call is one segment.
+
+    `embed(*inputs) -> x [B, n, e]` and `read(z_H [B, n, h]) -> outputs with q_halt and q_continue [B]` are a task's.
+    """
+
+    inputs: tuple[str, ...]  # of embed, as a training batch names them
+    settings: HierarchicalReasoningModelSettings
+    recurrence: Recurrence
+    q_head: QHead
+
+    @property
+    def tokens(self) -> int:
+        return self.recurrence.tokens
+
+    @property
+    def parameter_count(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    @abstractmethod
+    def embed(self, *inputs: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def read(self, z_H: Tensor) -> Any: ...
+
+    def initial_carry(self, batch: int, dtype: torch.dtype = torch.float32) -> Carry:
+        return Carry(*self.recurrence.initial_state(batch, dtype))
+
+    def forward(self, *arguments: Any) -> tuple[Any, Carry]:
+        """One segment: the inputs, then a carry -> outputs and the next carry (not detached).
+
+        The recurrence computes in the carry's dtype; input and output networks in float32.
+        """
+        *inputs, carry = arguments
+        x = self.embed(*inputs).to(carry.z_H.dtype)
+        z_H, z_L = self.recurrence(carry.z_H, carry.z_L, x)
+        return self.read(z_H), Carry(z_H, z_L)
+
+
+class HierarchicalReasoningModel(ReasoningModel):
+    """The seed's model (2.1) of one instrument."""
+
+    inputs = ("bars", "account")
 
     def __init__(
         self,
@@ -121,25 +171,16 @@ class HierarchicalReasoningModel(nn.Module):
                 architecture, settings.hierarchical, self.input_network.tokens, gradient=gradient
             )
             self.output_network = OutputNetwork(architecture.h_module_dim, architecture.hidden_dim, quantity_max)
+            self.q_head = QHead(architecture.h_module_dim)
 
-    @property
-    def tokens(self) -> int:
-        return self.input_network.tokens
-
-    @property
-    def parameter_count(self) -> int:
-        return sum(parameter.numel() for parameter in self.parameters())
-
-    def embed(self, bars: Tensor, account: Tensor) -> Tensor:
+    def embed(self, *inputs: Tensor) -> Tensor:
         """bars [B, W, F], account [B, A] -> x [B, n, e]."""
-        x: Tensor = self.input_network(bars, account)
+        x: Tensor = self.input_network(*inputs)
         return x
 
-    def initial_carry(self, batch: int) -> Carry:
-        return Carry(*self.recurrence.initial_state(batch))
-
-    def forward(self, bars: Tensor, account: Tensor, carry: Carry) -> tuple[Outputs, Carry]:
-        """One segment: bars [B, W, F], account [B, A] and a carry -> outputs and the next carry (not detached)."""
-        z_H, z_L = self.recurrence(carry.z_H, carry.z_L, self.embed(bars, account))
-        outputs: Outputs = self.output_network(z_H[:, 0])
-        return outputs, Carry(z_H, z_L)
+    def read(self, z_H: Tensor) -> Outputs:
+        """z_H [B, n, h] -> what the segment says."""
+        decision = z_H[:, 0].float()
+        policy, log_quantity, value = self.output_network(decision)
+        q_halt, q_continue = self.q_head(decision).unbind(-1)
+        return Outputs(policy, log_quantity, value, q_halt, q_continue)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from core.settings import Architecture, Hierarchical
-from hrm.layers import Block, Level, linear, truncated_normal_
+from hrm.layers import Block, Level, Linear, truncated_normal_
 
 GradientApproximation = Literal["one_step", "last_cycle", "full_bptt"]
 GATE_BIAS = 2.0  # sigmoid(2) = 0.88: a learned reset starts close to `soft`
@@ -57,10 +57,10 @@ class Recurrence(nn.Module):
         self.register_buffer("H_init", truncated_normal_(torch.empty(h), 1.0))
         self.register_buffer("L_init", truncated_normal_(torch.empty(l), 1.0))
 
-    def initial_state(self, batch: int) -> tuple[Tensor, Tensor]:
+    def initial_state(self, batch: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
         """(z_H [B, n, h], z_L [B, n, l]): the fixed initial vectors at every token."""
-        z_H = self.H_init.expand(batch, self.tokens, -1)
-        return z_H, self.L_init.expand(batch, self.tokens, -1)
+        z_H, z_L = self.H_init.to(dtype), self.L_init.to(dtype)
+        return z_H.expand(batch, self.tokens, -1), z_L.expand(batch, self.tokens, -1)
 
     def forward(self, z_H: Tensor, z_L: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """z_H [B, n, h], z_L [B, n, l], x [B, n, e] -> the next (z_H, z_L), not detached."""
@@ -87,11 +87,11 @@ class Recurrence(nn.Module):
 
     def _reset(self, z_L: Tensor) -> Tensor:
         if self.reset_mechanism == "hard":
-            return self.L_init.expand_as(z_L)
+            return self.L_init.to(z_L.dtype).expand_as(z_L)
         if self.reset_gate is None:
             return z_L
-        keep = torch.sigmoid(self.reset_gate(z_L))
-        return keep * z_L + (1 - keep) * self.L_init
+        keep = torch.sigmoid(self.reset_gate(z_L.float())).to(z_L.dtype)
+        return keep * z_L + (1 - keep) * self.L_init.to(z_L.dtype)
 
     def _gradient_if(self, carries: bool) -> AbstractContextManager[None]:
         """no_grad where a call carries no gradient; nothing at all in inference, so that export sees no context."""
@@ -100,7 +100,7 @@ class Recurrence(nn.Module):
 
 def residual(before: Tensor, after: Tensor) -> Tensor:
     """How far a state moved, relative to its size: [B, n, w] twice -> [B]. Telemetry, not a halting rule."""
-    change, size = ((state.square().sum((1, 2))).sqrt() for state in (after - before, before))
+    change, size = ((state.float().square().sum((1, 2))).sqrt() for state in (after - before, before))
     return change / size.clamp_min(1e-12)
 
 
@@ -110,7 +110,7 @@ def _level(architecture: Architecture, width: int, layers: int, tokens: int) -> 
 
 
 def _projection(inputs: int, outputs: int) -> nn.Module:
-    return nn.Identity() if inputs == outputs else linear(inputs, outputs)
+    return nn.Identity() if inputs == outputs else Linear(inputs, outputs)
 
 
 def _gate(width: int) -> nn.Linear:

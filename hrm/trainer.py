@@ -1,218 +1,138 @@
-"""Deep supervision: the published ACT training loop over oracle labels (paper section 2; seed 2.3).
+"""Deep supervision: the published ACT training loop (paper section 2; seed 2.3), for any model and objective.
 
-Every call of `train_step` is one segment and one optimiser step. Each of the B rows keeps its own observation,
-labels, carry and age; a row that halted takes the offered batch's row and starts from the fixed initial state,
-a row that goes on keeps its own, and what the batch offered for it is dropped. So one optimiser step mixes ages,
-and the carry never carries a gradient from one segment to the next: memory does not grow with segments.
+Every call of `train_step` is one segment and one optimiser step. Each of the B rows keeps its own data, carry and
+age; a row that halted takes the offered batch's row and starts from the fixed initial state, a row that goes on
+keeps its own, and what the batch offered for it is dropped. So one optimiser step mixes ages, and the carry never
+carries a gradient from one segment to the next: memory does not grow with segments.
 
-A batch is B rows on the trainer's device; a call with another B starts all rows afresh.
+On CUDA a step computes in bfloat16 over float32 weights, is compiled, and is replayed as one CUDA graph. In several
+processes (torchrun) each trains its share of the rows: gradients, losses and draws are those of one process with all.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Any, Self
+from typing import Any, Generic, NamedTuple, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from core.errors import ConfigError, DataError
+from core.errors import ConfigError
 from core.settings import Settings
 from hrm.act import AdaptiveComputationTime
+from hrm.batch import Batch, rows_of
+from hrm.capture import Captured
 from hrm.convergence import ConvergenceMonitor
-from hrm.losses import Labels, LossScale, SegmentLoss, segment_loss
-from hrm.model import Carry, HierarchicalReasoningModel
+from hrm.distributed import World
+from hrm.losses import Objective
+from hrm.model import Carry, ReasoningModel
 from hrm.optimizer import Ema, learning_rate_factor, make_optimizer
 from hrm.recurrence import residual
 
-
-@dataclass(frozen=True)
-class TrainingBatch:
-    """B rows; one (bar, position) each."""
-
-    bars: Tensor  # float32 [B, W, F]
-    account: Tensor  # float32 [B, A]
-    complexity: Tensor  # float32 [B]
-    position: Tensor  # int64 [B]
-    q_values: Tensor  # float32 [B, 3], bps
-    log_quantity: Tensor  # float32 [B]
-
-    @classmethod
-    def from_numpy(cls, arrays: Mapping[str, Any], device: torch.device | str = "cpu") -> Self:
-        """From arrays named as the fields. Raises DataError for a missing field or unequal lengths."""
-        names = [field.name for field in fields(cls)]
-        missing = [name for name in names if name not in arrays]
-        if missing:
-            raise DataError(f"training rows lack {', '.join(missing)}; see docs/architecture.md, Training rows")
-        lengths = {name: len(arrays[name]) for name in names}
-        if len(set(lengths.values())) != 1:
-            raise DataError(f"training rows of unequal lengths: {lengths}")
-        if not np.isin(arrays["position"], (-1, 0, 1)).all():
-            raise DataError("training rows: position must be -1, 0 or +1")
-        return cls(**{name: _to_tensor(name, arrays[name], device) for name in names})
-
-    def __len__(self) -> int:
-        return len(self.position)
-
-    @property
-    def labels(self) -> Labels:
-        return Labels(self.position, self.q_values, self.log_quantity)
-
-    def replaced(self, mask: Tensor, new: TrainingBatch) -> TrainingBatch:
-        """The same rows, those in `mask` (bool [B]) taken from `new`."""
-        return TrainingBatch(
-            **{field.name: _select(mask, getattr(new, field.name), getattr(self, field.name)) for field in fields(self)}
-        )
+Model = TypeVar("Model", bound=ReasoningModel)
 
 
-@dataclass(frozen=True)
-class Rows:
+class Rows(NamedTuple):
     """The B rows in training: their data, their carry and how far each has come."""
 
-    batch: TrainingBatch
+    batch: Batch
     carry: Carry
     steps: Tensor  # int64 [B], segments done
     halted: Tensor  # bool [B], to be replaced at the next call
 
-    def advanced(self, offered: TrainingBatch, fresh: Carry) -> Rows:
-        """Halted rows replaced by offered ones with a fresh carry and no steps."""
-        carry = Carry(*(_select(self.halted, new, old) for new, old in zip(fresh, self.carry, strict=True)))
-        return replace(
-            self,
-            batch=self.batch.replaced(self.halted, offered),
-            carry=carry,
-            steps=self.steps.masked_fill(self.halted, 0),
-        )
+
+class Segment(NamedTuple):
+    """What one call computed."""
+
+    rows: Rows  # after it
+    loss: Tensor  # carries the gradient
+    parts: dict[str, Tensor]  # of the loss and the residuals, for people
 
 
-class DeepSupervisionTrainer:
+class DeepSupervisionTrainer(Generic[Model]):
     """Trains a model one segment and one optimiser step at a time; `ema` is what to evaluate and export."""
 
     def __init__(
         self,
-        model: HierarchicalReasoningModel,
+        model: Model,
         settings: Settings,
+        objective: Objective,
         *,
-        cost_bps: float,
         total_steps: int,
         seed: int = 0,
-        device: torch.device | str | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
-        """`cost_bps`: of one unit of turnover; `total_steps`: optimiser steps of the whole schedule.
+        """`total_steps`: optimiser steps of the whole schedule. `seed` must be the same in every process.
 
         Raises ConfigError for settings under which no training is defined.
         """
-        _check(settings, cost_bps, total_steps)
-        self.device = torch.device(device or "cpu")
+        _check(settings, total_steps)
+        self.device, self.world = torch.device(device), World.current()
         self.model = model.to(self.device)
         self.model.recurrence.gradient = settings.deep_supervision.gradient_approximation
         self.settings, self.total_steps = settings, total_steps
-        hrm = settings.training_params.hrm
-        self.scale = LossScale(
-            cost_bps, hrm.label_temperature, settings.hierarchical_reasoning_model.act.reward_shaping
-        )
+        self.objective = objective.to(self.device)
         self.act = AdaptiveComputationTime(model.settings, max_segments=_training_segments(settings))
         self.optimizer = make_optimizer(model, settings)
-        self._ema = Ema(model, hrm.ema_decay)
+        self._ema = Ema(model, settings.training_params.hrm.ema_decay)
         self.monitor = ConvergenceMonitor(settings.model_management.checkpoint_frequency, self.snapshot())
         self.generator = torch.Generator(self.device).manual_seed(seed)
-        self.rows: Rows | None = None
         self.step = 0
-        self.last: SegmentLoss | None = None
+        self.rows: Rows | None = None
+        self.last: Segment | None = None
 
     @property
-    def ema(self) -> HierarchicalReasoningModel:
+    def ema(self) -> Model:
         """The exponential moving average of the weights, in evaluation mode."""
         return self._ema.model
 
-    def train_step(self, batch: TrainingBatch) -> float:
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the recurrence computes in."""
+        return torch.bfloat16 if self.device.type == "cuda" else torch.float32
+
+    def train_step(self, batch: Batch) -> float:
         """One segment and one optimiser step; `batch` refills the halted rows. Returns the segment's loss.
 
-        A step whose loss or gradient is not finite, or whose loss explodes, changes nothing: the last stable
-        state returns with half the learning rate. Raises ModelError after the third time.
+        A call with another B starts all rows afresh. A step whose loss or gradient is not finite, or whose loss
+        explodes, changes nothing: the last stable state returns with half the learning rate. Raises ModelError
+        after the third time.
         """
-        rows = self._refill(batch)
-        self.model.train()
-        self._set_learning_rate()
-        loss, carry, halted = self._segment(rows)
-        weight = self.settings.deep_supervision.segment_loss_weight
-        self.optimizer.zero_grad(set_to_none=True)
-        (loss.total * weight).backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(
-            self.model.parameters(), self.settings.performance.gradient_clip_norm, foreach=True
-        )
-        value, gradient_norm = torch.stack((loss.total.detach(), norm)).tolist()  # the step's only wait
-        if self.monitor.diverged(value, gradient_norm):
-            self._recover(value, gradient_norm)
+        self._offer(batch)
+        self._propagate()
+        value, norm = self._verdict.tolist()  # the step's only wait
+        if self.monitor.diverged(value, norm):
+            self._recover(value, norm)
             return float(value)
-        self.optimizer.step()
-        self._ema.update(self.step)
-        self.step += 1
-        self.last, self.rows = loss, Rows(rows.batch, carry, rows.steps + 1, halted)
+        self._update()
         self.monitor.observe(value, self.step, self.snapshot)
         return float(value)
 
     def metrics(self) -> dict[str, float]:
-        """The last segment's losses, regret, halting statistics and learning rate; empty before the first."""
+        """The last segment's loss and its parts, residuals, halting and learning rate; empty before the first.
+
+        `z_H_residual` is how far the segment moved z_H, relative to its size; `converged_ratio` the share of rows
+        it moved by less than `convergence_threshold`.
+        """
         if self.last is None or self.rows is None:
             return {}
-        losses = {field.name: float(getattr(self.last, field.name).detach()) for field in fields(self.last)}
-        return losses | {
+        parts = {name: float(part) for name, part in self.last.parts.items()}
+        return parts | {
+            "total": float(self._verdict[0]),
             "segments": float(self.rows.steps.float().mean()),
             "halted_ratio": float(self.rows.halted.float().mean()),
             "learning_rate": float(self.optimizer.param_groups[0]["lr"]),
             "recoveries": float(self.monitor.recoveries),
         }
 
-    @torch.no_grad()
-    def residuals(self) -> dict[str, float]:
-        """How far one more segment would move the rows' states: telemetry that costs one forward pass.
-
-        `z_H_residual` is the mean relative change; `converged_ratio` the rows below `convergence_threshold`.
-        """
-        if self.rows is None:
-            return {}
-        batch, carry = self.rows.batch, self.rows.carry
-        _, ahead = self.model(batch.bars, batch.account, carry)
-        moved = residual(carry.z_H, ahead.z_H)
-        threshold = self.model.settings.hierarchical.convergence_threshold
-        return {
-            "z_H_residual": float(moved.mean()),
-            "converged_ratio": float((moved < threshold).float().mean()),
-        }
-
-    def _refill(self, batch: TrainingBatch) -> Rows:
-        fresh = self.model.initial_carry(len(batch))
-        if self.rows is None or len(self.rows.batch) != len(batch):
-            steps = torch.zeros(len(batch), dtype=torch.int64, device=self.device)
-            return Rows(batch, fresh, steps, torch.ones_like(steps, dtype=torch.bool))
-        return self.rows.advanced(batch, fresh)
-
-    def _segment(self, rows: Rows) -> tuple[SegmentLoss, Carry, Tensor]:
-        """One forward pass: the loss with its gradient, the detached carry and who halts."""
-        bf16 = self.device.type == "cuda"
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
-            outputs, carry = self.model(rows.batch.bars, rows.batch.account, rows.carry)
-            carry = carry.detach()
-            target = self._continue_target(rows, carry) if self.act.bootstraps else None
-        loss = segment_loss(outputs, rows.batch.labels, self.scale, target)
-        halted = self.act.training_halts(
-            rows.steps + 1, outputs.q_halt.detach(), outputs.q_continue.detach(), self.generator
-        )
-        return loss, carry, halted
-
-    @torch.no_grad()
-    def _continue_target(self, rows: Rows, carry: Carry) -> Tensor:
-        ahead, _ = self.model(rows.batch.bars, rows.batch.account, carry)
-        return self.act.continue_target(ahead.q_halt, ahead.q_continue, rows.steps + 1)
-
-    def _set_learning_rate(self) -> None:
-        factor = learning_rate_factor(self.step, self.total_steps, self.settings.training_params.hrm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * factor * self.monitor.learning_rate_factor
+    def restart_rows(self, rows: Rows) -> None:
+        """Train on these rows from now on: they keep their data, carry and age."""
+        self.rows = rows
+        self._offered = {name: tensor.clone() for name, tensor in rows.batch.items()}
+        self._minimum = torch.zeros_like(rows.steps)
+        self._verdict = torch.zeros(2, device=self.device)  # loss, gradient norm
+        compute = torch.compile(self._segment, dynamic=False) if self.device.type == "cuda" else self._segment
+        self._propagate = Captured(lambda: self._forward_and_backward(compute), self.device)
 
     def snapshot(self) -> dict[str, Any]:
         """A copy of the weights, their average and the optimizer's state."""
@@ -224,18 +144,78 @@ class DeepSupervisionTrainer:
             }
         )
 
+    def _offer(self, batch: Batch) -> None:
+        """Put the batch and the draws where the step reads them."""
+        rows = rows_of(batch)
+        if self.rows is None or len(self.rows.steps) != rows:
+            steps = torch.zeros(rows, dtype=torch.int64, device=self.device)
+            carry = Carry(*(z.clone() for z in self.model.initial_carry(rows, self.dtype)))
+            own = {name: tensor.clone() for name, tensor in batch.items()}
+            self.restart_rows(Rows(own, carry, steps, torch.ones_like(steps, dtype=torch.bool)))
+        _copy(self._offered, batch)
+        drawn = self.act.exploration_minimum(self.world.size * rows, self.generator)
+        self._minimum.copy_(self.world.share(drawn))
+
+    def _forward_and_backward(self, compute: Any) -> None:
+        """Gradients, the verdict and the rows after the segment, all in place: a CUDA graph replays just this."""
+        assert self.rows is not None  # noqa: S101 - _offer has put them there
+        self.optimizer.zero_grad(set_to_none=True)
+        segment: Segment = compute(self.rows, self._offered, self._minimum)
+        segment.loss.backward()  # type: ignore[no-untyped-call]
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        loss = segment.loss.detach().clone()
+        self.world.average([*gradients, loss])
+        self._verdict.copy_(torch.stack((loss, nn.utils.get_total_norm(gradients, foreach=True))))
+        _copy(self.rows, segment.rows)
+        self.last = segment._replace(loss=loss)
+
+    def _segment(self, rows: Rows, offered: Batch, drawn_minimum: Tensor) -> Segment:
+        """Replace the rows that halted, think for one segment, and see who halts."""
+        fresh = self.model.initial_carry(len(rows.steps), self.dtype)
+        batch = {name: _select(rows.halted, offered[name], kept) for name, kept in rows.batch.items()}
+        before = Carry(*(_select(rows.halted, new, old) for new, old in zip(fresh, rows.carry, strict=True)))
+        steps = rows.steps.masked_fill(rows.halted, 0) + 1
+        outputs, carry = self.model(*self._inputs(batch), before)
+        carry = carry.detach()
+        target = self._continue_target(batch, carry, steps) if self.act.bootstraps else None
+        loss = self.objective(outputs, batch, target)
+        halted = self.act.training_halts(steps, outputs.q_halt.detach(), outputs.q_continue.detach(), drawn_minimum)
+        moved = residual(before.z_H, carry.z_H)
+        threshold = self.model.settings.hierarchical.convergence_threshold
+        parts = {"z_H_residual": moved.mean(), "converged_ratio": (moved < threshold).float().mean()}
+        weight = self.settings.deep_supervision.segment_loss_weight
+        return Segment(Rows(batch, carry, steps, halted), loss.total * weight, loss.parts | parts)
+
+    @torch.no_grad()
+    def _continue_target(self, batch: Batch, carry: Carry, steps: Tensor) -> Tensor:
+        ahead, _ = self.model(*self._inputs(batch), carry)
+        return self.act.continue_target(ahead.q_halt, ahead.q_continue, steps)
+
+    def _inputs(self, batch: Batch) -> tuple[Tensor, ...]:
+        return tuple(batch[name] for name in self.model.inputs)
+
+    def _update(self) -> None:
+        """The optimiser step, with the schedule's rate and clipped gradients."""
+        factor = learning_rate_factor(self.step, self.total_steps, self.settings.training_params.hrm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor * self.monitor.learning_rate_factor
+        limit = self.settings.performance.gradient_clip_norm
+        nn.utils.clip_grads_with_norm_(self.model.parameters(), limit, self._verdict[1], foreach=True)
+        self.optimizer.step()
+        self._ema.update(self.step)
+        self.step += 1
+
     def _recover(self, loss: float, gradient_norm: float) -> None:
         state = self.monitor.recover(self.step, loss, gradient_norm)
         self.model.load_state_dict(state["model"])
         self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
-        self.rows = None
+        assert self.rows is not None  # noqa: S101 - a step was taken
+        self.rows.halted.fill_(value=True)
 
 
-def _check(settings: Settings, cost_bps: float, total_steps: int) -> None:
+def _check(settings: Settings, total_steps: int) -> None:
     problems = []
-    if not cost_bps > 0:
-        problems.append(f"cost_bps must be positive (got {cost_bps}): it scales the labels' temperature")
     if total_steps < 1:
         problems.append(f"total_steps must be at least 1 (got {total_steps})")
     if not settings.deep_supervision.memory_optimization:
@@ -250,10 +230,15 @@ def _training_segments(settings: Settings) -> int:
     return settings.deep_supervision.max_supervision_segments if settings.deep_supervision.enabled else 1
 
 
-def _to_tensor(name: str, array: Any, device: torch.device | str) -> Tensor:
-    dtype = np.int64 if name == "position" else np.float32
-    return torch.from_numpy(np.ascontiguousarray(array, dtype=dtype)).to(device)
-
-
 def _select(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
     return torch.where(mask.view(-1, *([1] * (new.dim() - 1))), new, old)
+
+
+def _copy(into: Any, source: Any) -> None:
+    """Tensors of one tree into those of another of the same shape, in place."""
+    if isinstance(into, Tensor):
+        into.copy_(source)
+        return
+    names = into if isinstance(into, dict) else range(len(into))
+    for name in names:
+        _copy(into[name], source[name])

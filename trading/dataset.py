@@ -8,11 +8,10 @@ Labels are values in bps of holding a target position (docs/architecture.md, "Ma
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +21,10 @@ from core.observation import ObservationSchema
 from core.settings import Settings, Trading
 from trading import oracle, synthetic
 from trading.costs import round_trip_bps
-from trading.env import EndlessEnv, SessionEnv, observe
+from trading.env import EndlessEnv, SessionEnv, account_of
 from trading.features import FeatureSettings, Floats, schema, sizing_log_quantity
 from trading.files import load_market_bars
-from trading.market import Bars, Ints, Market, prepare
+from trading.market import Bars, Market, prepare
 
 LABEL_HORIZON = 24  # bars
 # A file's labels charge this multiple of the real cost: a margin of safety without which a model trades on its own
@@ -153,32 +152,23 @@ def horizon_values(bars: Bars, cost_bps: float, horizon: int = LABEL_HORIZON) ->
     return values
 
 
-def training_batches(
-    dataset: Dataset, settings: Settings, batch_size: int, seed: int
-) -> Iterator[dict[str, np.ndarray]]:
-    """Endless batches of (bar, position) rows drawn at random from the training market.
+def training_table(dataset: Dataset, settings: Settings) -> dict[str, NDArray[Any]]:
+    """Everything the training market can teach: observations and labels at its n bars in all three positions.
 
-    Keys and shapes as docs/architecture.md, "Training rows".
+    `bar_features` [n, F], `decision_bars` [m], `complexity` [n] and `log_quantity` [n]; by position index p + 1:
+    `account` [n, 3, A] and `q_values` [n, 3, 3] (docs/architecture.md, "Training rows").
     """
     market = dataset.train
-    rng = np.random.default_rng(seed)
-    while True:
-        at = rng.choice(market.decision_bars, size=batch_size)
-        position = rng.integers(-1, 2, size=batch_size)
-        yield training_rows(dataset, settings, market, at, position)
-
-
-def training_rows(
-    dataset: Dataset, settings: Settings, market: Market, at: Ints, position: Ints
-) -> dict[str, np.ndarray]:
-    """Observations and labels at bars `at` [B] with positions [B]."""
     assert market.values is not None  # noqa: S101 - build_dataset labels every market
-    seen = observe(market, dataset.schema, at, position)
-    values = market.values[at] - dataset.label_cost_bps * np.abs(TARGETS - position[:, None])
+    n = len(market.bars)
+    turnover = np.abs(TARGETS - TARGETS[:, None])
     return {
-        **seen._asdict(),
-        "q_values": values.astype(np.float32),
-        "log_quantity": sizing(market, settings.trading)[at],
+        "bar_features": market.bar_features,
+        "decision_bars": market.decision_bars,
+        "complexity": market.complexity,
+        "log_quantity": sizing(market, settings.trading),
+        "account": np.stack([account_of(market, np.arange(n), np.full(n, p)) for p in (-1, 0, 1)], axis=1),
+        "q_values": (market.values[:, None] - dataset.label_cost_bps * turnover).astype(np.float32),
     }
 
 

@@ -59,8 +59,12 @@ def observe(market: Market, schema: ObservationSchema, at: Ints, position: Ints)
     """Observations at bars `at` [B] with positions [B]; windows are gathered from a view, never from the future."""
     windows = sliding_window_view(market.bar_features, schema.window, axis=0)  # [n - W + 1, F, W]
     bars = windows[at - schema.window + 1].transpose(0, 2, 1)
-    account = np.concatenate([market.context[at], position[:, None].astype(np.float32)], axis=1)
-    return Observations(np.ascontiguousarray(bars), account, market.complexity[at], position)
+    return Observations(np.ascontiguousarray(bars), account_of(market, at, position), market.complexity[at], position)
+
+
+def account_of(market: Market, at: Ints, position: Ints) -> NDArray[np.float32]:
+    """The account features [B, A] at bars `at` [B] with positions [B]."""
+    return np.concatenate([market.context[at], position[:, None].astype(np.float32)], axis=1)
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ import torch
 
 from core.observation import ObservationSchema
 from core.settings import Settings, load_settings
+from hrm.batch import Batch, market_batch
+from hrm.losses import Imitation
 from hrm.model import HierarchicalReasoningModel
-from hrm.trainer import TrainingBatch
 
 SCHEMA = ObservationSchema(
     window=12, patch=4, bar_features=("return", "volume"), account_features=("position", "clock", "size")
@@ -37,6 +38,10 @@ def settings(environ: dict[str, str] | None = None, *, preset: str = "compact") 
 
 def model(environ: dict[str, str] | None = None, *, seed: int = 0) -> HierarchicalReasoningModel:
     return HierarchicalReasoningModel(settings(environ).hierarchical_reasoning_model, SCHEMA, QUANTITY_MAX, seed=seed)
+
+
+def objective(cost_bps: float = COST_BPS, *, label_temperature: float = 0.3, reward_shaping: bool = True) -> Imitation:
+    return Imitation(cost_bps=cost_bps, label_temperature=label_temperature, reward_shaping=reward_shaping)
 
 
 def inputs(rows: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -66,5 +71,5 @@ def planted_rows(rows: int, seed: int) -> dict[str, np.ndarray]:
     }
 
 
-def planted_batch(rows: int, seed: int) -> TrainingBatch:
-    return TrainingBatch.from_numpy(planted_rows(rows, seed))
+def planted_batch(rows: int, seed: int) -> Batch:
+    return market_batch(planted_rows(rows, seed))

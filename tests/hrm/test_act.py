@@ -66,13 +66,14 @@ def test_torch_numpy_and_one_row_at_a_time_agree(
 def test_training_stops_at_its_own_maximum() -> None:
     rule = act(max_segments=4)
     never = torch.full((4,), -9.0)
-    halted = rule.training_halts(torch.tensor([1, 3, 4, 5]), never, -never, generator())
+    halted = rule.training_halts(torch.tensor([1, 3, 4, 5]), never, -never, torch.tensor(0))
     assert halted.tolist() == [False, False, True, True]
 
 
 def test_without_exploration_the_q_values_alone_decide() -> None:
     rule = act({f"{HRM}ACT__EXPLORATION": "0.0"})
-    halted = rule.training_halts(torch.tensor([1, 1]), torch.tensor([1.0, -1.0]), torch.tensor([0.0, 0.0]), generator())
+    drawn = rule.exploration_minimum(2, generator())
+    halted = rule.training_halts(torch.tensor([1, 1]), torch.tensor([1.0, -1.0]), torch.tensor([0.0, 0.0]), drawn)
     assert halted.tolist() == [True, False]
 
 
@@ -81,7 +82,9 @@ def test_exploration_keeps_some_rows_thinking_for_a_uniform_minimum() -> None:
     eager = torch.ones(rows)
 
     def kept_ratio(steps: int) -> float:
-        halted = rule.training_halts(torch.full((rows,), steps), eager, -eager, generator())
+        halted = rule.training_halts(
+            torch.full((rows,), steps), eager, -eager, rule.exploration_minimum(rows, generator())
+        )
         return 1 - halted.float().mean().item()
 
     for steps in (1, 2, 5, 8):  # a minimum uniform in 2..8 keeps a row at `steps` in (8 - steps) / 7 of the cases
@@ -91,7 +94,7 @@ def test_exploration_keeps_some_rows_thinking_for_a_uniform_minimum() -> None:
 def test_disabled_act_thinks_the_full_training_depth() -> None:
     rule = act({f"{HRM}ACT__ENABLED": "false"}, max_segments=3)
     eager = torch.ones(3)
-    assert rule.training_halts(torch.tensor([1, 2, 3]), eager, -eager, generator()).tolist() == [
+    assert rule.training_halts(torch.tensor([1, 2, 3]), eager, -eager, torch.tensor(0)).tolist() == [
         False,
         False,
         True,

@@ -22,7 +22,7 @@ def agent(environ: dict[str, str] | None = None, seed: int = 0) -> HRMAgent:
     """An agent whose halting depends on the row: the q head is not at its start any more."""
     made = HRMAgent(SCHEMA, settings(environ or DEEP), COST_BPS, seed=seed)
     generator = torch.Generator().manual_seed(1)
-    q_head = made.model.output_network.q_head
+    q_head = made.model.q_head
     q_head.weight.copy_(torch.randn(q_head.weight.shape, generator=generator))
     q_head.bias.zero_()
     return made

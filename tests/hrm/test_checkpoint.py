@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from hrm_planted import COST_BPS, HRM, QUANTITY_MAX, SCHEMA, SMALL, model, planted_batch, settings
+from hrm_planted import HRM, QUANTITY_MAX, SCHEMA, SMALL, model, objective, planted_batch, settings
 
 from core.errors import ModelError
 from core.files import sha256_hex
-from hrm.checkpoint import INDEX, load_checkpoint, load_model, save_checkpoint
+from hrm.checkpoint import INDEX, Trainer, load_checkpoint, load_model, save_checkpoint
 from hrm.model import HierarchicalReasoningModel
 from hrm.trainer import DeepSupervisionTrainer
 
@@ -25,14 +25,12 @@ EXPLORING = SMALL | {  # the random minimum decides which rows are replaced
 }
 
 
-def trainer(environ: dict[str, str] | None = None, seed: int = 0) -> DeepSupervisionTrainer:
+def trainer(environ: dict[str, str] | None = None, seed: int = 0) -> Trainer:
     environ = SMALL if environ is None else environ
-    return DeepSupervisionTrainer(
-        model(environ, seed=seed), settings(environ), cost_bps=COST_BPS, total_steps=50, seed=seed
-    )
+    return DeepSupervisionTrainer(model(environ, seed=seed), settings(environ), objective(), total_steps=50, seed=seed)
 
 
-def trained(steps: int = 3, environ: dict[str, str] | None = None) -> DeepSupervisionTrainer:
+def trained(steps: int = 3, environ: dict[str, str] | None = None) -> Trainer:
     run = trainer(environ)
     for step in range(steps):
         run.train_step(planted_batch(ROWS, step))
@@ -42,7 +40,7 @@ def trained(steps: int = 3, environ: dict[str, str] | None = None) -> DeepSuperv
 @pytest.mark.parametrize("steps", [0, 3])
 def test_a_resumed_run_continues_with_the_identical_losses(tmp_path: Path, steps: int) -> None:
     run, other = trained(steps, EXPLORING), trainer(EXPLORING, seed=9)
-    torch.nn.init.constant_(run.model.output_network.q_head.bias, 3.0)  # rows halt: only exploration goes on
+    torch.nn.init.constant_(run.model.q_head.bias, 3.0)  # rows halt: only exploration goes on
     save_checkpoint(tmp_path, run)
     assert load_checkpoint(tmp_path, other).step == other.step == steps
     batches = [planted_batch(ROWS, 100 + step) for step in range(5)]
@@ -173,7 +171,7 @@ def test_another_schema_is_refused(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, trained())
     schema = SCHEMA.model_copy(update={"bar_features": ("return", "spread")})
     other = HierarchicalReasoningModel(settings(SMALL).hierarchical_reasoning_model, schema, QUANTITY_MAX)
-    run = DeepSupervisionTrainer(other, settings(SMALL), cost_bps=COST_BPS, total_steps=5)
+    run = DeepSupervisionTrainer(other, settings(SMALL), objective(), total_steps=5)
     with pytest.raises(ModelError, match="another observation schema"):
         load_checkpoint(tmp_path, run)
 

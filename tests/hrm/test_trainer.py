@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from hrm_planted import COST_BPS, HRM, SMALL, model, planted_batch, planted_rows, settings
+from hrm_planted import HRM, SMALL, model, objective, planted_batch, planted_rows, settings
 from torch import Tensor
 
 from core.errors import ConfigError, DataError, ModelError
-from hrm.losses import segment_loss
+from hrm.batch import Batch, market_batch
+from hrm.model import Carry
 from hrm.optimizer import learning_rate_factor
-from hrm.trainer import DeepSupervisionTrainer, TrainingBatch
+from hrm.trainer import DeepSupervisionTrainer
 
 ROWS = 16
 SINGLE = SMALL | {f"{HRM}ACT__HALTING": "single_head"}
@@ -26,13 +26,13 @@ TRAINING = "HRM_TRAINING_PARAMS__HRM__"
 
 def trainer(environ: dict[str, str] | None = None, *, steps: int = 100, seed: int = 0) -> DeepSupervisionTrainer:
     environ = SINGLE if environ is None else environ
-    return DeepSupervisionTrainer(model(environ), settings(environ), cost_bps=COST_BPS, total_steps=steps, seed=seed)
+    return DeepSupervisionTrainer(model(environ), settings(environ), objective(), total_steps=steps, seed=seed)
 
 
-def poisoned(batch: TrainingBatch) -> TrainingBatch:
-    bars = batch.bars.clone()
+def poisoned(batch: Batch) -> Batch:
+    bars = batch["bars"].clone()
     bars[0, 0, 0] = math.nan
-    return replace(batch, bars=bars)
+    return batch | {"bars": bars}
 
 
 def weights(run: DeepSupervisionTrainer) -> dict[str, Tensor]:
@@ -47,11 +47,11 @@ def test_halted_rows_take_the_offered_ones_and_the_others_keep_theirs() -> None:
     run.train_step(first)
     assert run.rows is not None
     halted = torch.arange(ROWS) % 3 == 0
-    run.rows = replace(run.rows, halted=halted)
+    run.rows.halted.copy_(halted)
     run.train_step(second)
-    for name, now in vars(run.rows.batch).items():
-        assert torch.equal(now[halted], getattr(second, name)[halted]), name
-        assert torch.equal(now[~halted], getattr(first, name)[~halted]), name
+    for name, now in run.rows.batch.items():
+        assert torch.equal(now[halted], second[name][halted]), name
+        assert torch.equal(now[~halted], first[name][~halted]), name
     assert run.rows.steps.tolist() == [1 if stopped else 2 for stopped in halted.tolist()]
 
 
@@ -60,8 +60,8 @@ def test_a_replaced_row_starts_from_the_initial_state_and_a_kept_one_from_its_ca
     run.train_step(batch)
     assert run.rows is not None
     halted = torch.arange(ROWS) < 4
-    run.rows = replace(run.rows, halted=halted)
-    before = run.rows.carry
+    run.rows.halted.copy_(halted)
+    before = Carry(*(z.clone() for z in run.rows.carry))
     seen: list[Tensor] = []
     handle = run.model.recurrence.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     run.train_step(batch)
@@ -117,7 +117,7 @@ def test_q_continue_learns_the_promise_of_the_next_segment() -> None:
     run = trainer(Q_LEARNING | {DEPTH: "4"})
     for step in range(10):
         run.train_step(planted_batch(ROWS, step))
-    assert run.model.output_network.q_head.bias[1].item() > -5.0  # every answer is worth more than sigmoid(-5)
+    assert run.model.q_head.bias[1].item() > -5.0  # every answer is worth more than sigmoid(-5)
 
 
 # --- learning -------------------------------------------------------------------------------------------------
@@ -126,10 +126,10 @@ def test_q_continue_learns_the_promise_of_the_next_segment() -> None:
 def regret_bps(run: DeepSupervisionTrainer, segments: int) -> float:
     batch, net = planted_batch(1000, 999), run.ema
     with torch.inference_mode():
-        carry = net.initial_carry(len(batch))
+        carry = net.initial_carry(1000)
         for _ in range(segments):
-            outputs, carry = net(batch.bars, batch.account, carry)
-        return float(segment_loss(outputs, batch.labels, run.scale, None).regret_bps)
+            outputs, carry = net(batch["bars"], batch["account"], carry)
+        return float(run.objective(outputs, batch, None).parts["regret_bps"])
 
 
 def test_it_learns_the_planted_rule_at_every_depth_it_was_trained_for() -> None:
@@ -158,9 +158,9 @@ def test_the_same_seed_gives_the_same_losses() -> None:
 
 def test_metrics_speak_after_the_first_step_only() -> None:
     run = trainer()
-    assert run.metrics() == run.residuals() == {}
+    assert run.metrics() == {}
     loss = run.train_step(planted_batch(ROWS, 0))
-    metrics = run.metrics() | run.residuals()
+    metrics = run.metrics()
     assert metrics["total"] == pytest.approx(loss)
     assert metrics["segments"] == 1.0
     assert metrics["z_H_residual"] > 0
@@ -183,7 +183,7 @@ def test_the_average_follows_the_weights_by_its_decay() -> None:
 def test_the_q_head_has_its_own_learning_rate() -> None:
     run = trainer(SINGLE | {f"{HRM}ACT__Q_LEARNING_LR": "0.5"})
     trunk, q_head = run.optimizer.param_groups
-    assert {id(p) for p in q_head["params"]} == {id(p) for p in run.model.output_network.q_head.parameters()}
+    assert {id(p) for p in q_head["params"]} == {id(p) for p in run.model.q_head.parameters()}
     run.train_step(planted_batch(ROWS, 0))
     assert q_head["lr"] / trunk["lr"] == pytest.approx(0.5 / trunk["initial_lr"])
 
@@ -227,7 +227,7 @@ def test_an_exploding_loss_is_a_divergence_too() -> None:
     for step in range(60):
         run.train_step(planted_batch(ROWS, step))
     batch = planted_batch(ROWS, 61)
-    loss = run.train_step(replace(batch, log_quantity=batch.log_quantity + 100))
+    loss = run.train_step(batch | {"log_quantity": batch["log_quantity"] + 100})
     assert math.isfinite(loss)
     assert run.monitor.recoveries == 1
 
@@ -245,8 +245,8 @@ def test_a_run_that_keeps_diverging_stops_with_a_remedy() -> None:
 
 def test_settings_without_a_defined_training_are_refused_all_at_once() -> None:
     environ = SINGLE | {"HRM_DEEP_SUPERVISION__MEMORY_OPTIMIZATION": "false"}
-    with pytest.raises(ConfigError, match=r"cost_bps.*total_steps.*memory_optimization"):
-        DeepSupervisionTrainer(model(environ), settings(environ), cost_bps=0.0, total_steps=0)
+    with pytest.raises(ConfigError, match=r"total_steps.*memory_optimization"):
+        DeepSupervisionTrainer(model(environ), settings(environ), objective(), total_steps=0)
 
 
 @pytest.mark.parametrize(
@@ -260,4 +260,4 @@ def test_settings_without_a_defined_training_are_refused_all_at_once() -> None:
 def test_rows_that_do_not_fit_are_refused(change: dict[str, object], message: str) -> None:
     rows = {name: value for name, value in (planted_rows(ROWS, 0) | change).items() if value is not None}
     with pytest.raises(DataError, match=message):
-        TrainingBatch.from_numpy(rows)
+        market_batch(rows)

@@ -13,9 +13,10 @@ from trading.dataset import (
     build_dataset,
     file_cost_bps,
     horizon_values,
-    training_batches,
     training_env,
+    training_table,
 )
+from trading.env import observe
 from trading.files import to_frame, write_bars
 from trading.synthetic import simulate
 
@@ -53,9 +54,7 @@ def test_a_files_labels_charge_a_margin_of_safety_and_its_evaluation_the_real_co
     data = build_dataset(settings, file, 0)
     assert data.cost_bps == file_cost_bps(data.test.bars, settings.trading)
     assert data.label_cost_bps == LABEL_COST_MULTIPLE * data.cost_bps
-    batch = next(training_batches(data, settings, 4096, 0))
-    flat = batch["position"] == 0
-    gain = batch["q_values"][flat]
+    gain = training_table(data, settings)["q_values"][data.train.decision_bars, 1]  # from flat
     np.testing.assert_allclose(gain[:, 0] + gain[:, 2], -4 * data.label_cost_bps, rtol=1e-4)  # in and out, both sides
 
 
@@ -78,11 +77,17 @@ def test_synthetic_parts_are_different_markets_with_an_optimum(settings) -> None
     assert data.label_cost_bps == data.cost_bps
 
 
-def test_the_same_seed_draws_the_same_rows(settings) -> None:
+def test_the_training_table_is_what_the_environment_shows_and_the_oracle_says(settings) -> None:
     data = build_dataset(settings, None, 0)
-    ours, theirs = (next(training_batches(data, settings, 64, 3)) for _ in range(2))
-    for name, array in ours.items():
-        np.testing.assert_array_equal(array, theirs[name])
+    table, market, at = training_table(data, settings), data.train, data.train.decision_bars
+    assert market.values is not None
+    for p in (-1, 0, 1):
+        seen = observe(market, data.schema, at, np.full(len(at), p))
+        np.testing.assert_array_equal(table["account"][at, p + 1], seen.account)
+        for target in (-1, 0, 1):
+            expected = market.values[at, target + 1] - data.cost_bps * abs(target - p)
+            np.testing.assert_allclose(table["q_values"][at, p + 1, target + 1], expected, rtol=1e-5)
+    np.testing.assert_array_equal(table["complexity"][at], seen.complexity)
 
 
 def test_the_training_environment_shows_training_sessions_only(settings, file) -> None:

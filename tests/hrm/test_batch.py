@@ -1,0 +1,45 @@
+"""Random rows of a market, gathered where the model trains."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import torch
+
+from hrm.batch import MarketSampler, MarketTable
+
+WINDOW, BARS = 4, 12
+
+
+def table() -> MarketTable:
+    """Every number says where it comes from: bar, position and target."""
+    bar, p, q = np.arange(BARS), np.arange(3), np.arange(3)
+    return MarketTable(
+        bar_features=(bar[:, None] + np.array([0.0, 0.5])).astype(np.float32),
+        decision_bars=np.array([5, 7, 11]),
+        account=(100 * bar[:, None] + p)[:, :, None].astype(np.float32),
+        complexity=bar.astype(np.float32),
+        q_values=(100 * bar[:, None, None] + 10 * p[:, None] + q).astype(np.float32),
+        log_quantity=-bar.astype(np.float32),
+    )
+
+
+def test_a_row_is_one_bar_and_one_position_throughout() -> None:
+    batch = MarketSampler(table(), WINDOW, seed=0).batch(300)
+    at = batch["complexity"]
+    assert set(at.tolist()) == {5.0, 7.0, 11.0}
+    assert set(batch["position"].tolist()) == {-1, 0, 1}
+    position = batch["position"] + 1
+    torch.testing.assert_close(batch["bars"][:, :, 0], at[:, None] + torch.arange(1.0 - WINDOW, 1.0))  # oldest first
+    torch.testing.assert_close(batch["bars"][:, :, 1], batch["bars"][:, :, 0] + 0.5)
+    torch.testing.assert_close(batch["account"][:, 0], 100 * at + position)
+    torch.testing.assert_close(batch["q_values"], (100 * at + 10 * position)[:, None] + torch.arange(3.0))
+    torch.testing.assert_close(batch["log_quantity"], -at)
+
+
+def test_a_seed_is_a_sequence_of_batches() -> None:
+    first, again, other = (MarketSampler(table(), WINDOW, seed=seed).batches(8) for seed in (1, 1, 2))
+    drawn = [[batch["q_values"] for batch in itertools.islice(each, 5)] for each in (first, again, other)]
+    assert torch.equal(torch.stack(drawn[0]), torch.stack(drawn[1]))
+    assert not torch.equal(torch.stack(drawn[0]), torch.stack(drawn[2]))
