@@ -23,6 +23,8 @@ Floats = NDArray[np.float64]
 Targets = NDArray[np.int64]  # [B, K] in {-1, 0, +1}
 Mask = NDArray[np.bool_]
 
+TARGETS: Targets = np.array([-1, 0, 1])
+
 
 @dataclass(frozen=True, eq=False)
 class Book:
@@ -37,12 +39,11 @@ class Book:
     net: Targets  # [B] limit on |sum p|
 
     def __post_init__(self) -> None:
-        rows, instruments = self.mu.shape
-        shapes = {"variance": (rows, instruments), "cost": (rows, instruments), "position": (rows, instruments)}
-        shapes |= {"loadings": (rows, instruments, self.loadings.shape[-1]), "gross": (rows,), "net": (rows,)}
-        for name, shape in shapes.items():
-            if getattr(self, name).shape != shape:
-                raise DataError(f"book: {name} has shape {getattr(self, name).shape}, mu asks for {shape}")
+        rows, each = self.mu.shape[:1], self.mu.shape
+        wanted = (each, (*each, self.loadings.shape[-1]), each, each, each, rows, rows)
+        for field, shape in zip(fields(self), wanted, strict=True):
+            if getattr(self, field.name).shape != shape:
+                raise DataError(f"book: {field.name} is {getattr(self, field.name).shape}, mu asks for {shape}")
         for field in fields(self):
             if not np.isfinite(getattr(self, field.name)).all():
                 raise DataError(f"book: {field.name} holds a value that is not finite; drop the instance")
@@ -56,7 +57,12 @@ class Book:
 
     @property
     def instruments(self) -> int:
-        return self.mu.shape[1]
+        return int(self.mu.shape[1])
+
+    @property
+    def limits(self) -> Targets:
+        """Gross and net, [B, 2]."""
+        return np.stack([self.gross, self.net], axis=1)
 
     def __getitem__(self, rows: slice | NDArray[np.integer] | Mask) -> Book:
         """The instances of some rows."""
@@ -71,7 +77,7 @@ class BookLaw:
         mu[k]          = signal * (z[k] + loadings[k] . f)    [K]    f [F]: a view on the factors
         variance[k]    = variance_low + (variance_high - variance_low) * u[k]
         cost[k]        = cost_high * u[k]
-        gross          = uniform integer in [low, max(1, K) - K // 4],  low = max(1, K // 4), both ends included
+        gross          = uniform integer in [low, K - K // 4],  low = max(1, K // 4), both ends included
         net            = uniform integer in [1, low]
         position[k]    = uniform on {-1, 0, +1}, kept for k = 0, 1, ... while the limits hold, else 0
 
@@ -82,9 +88,9 @@ class BookLaw:
     instruments: int = 8
     factors: int = 3
     signal: float = 1.0
-    loading: float = 0.6
-    variance_low: float = 0.2
-    variance_high: float = 0.8
+    loading: float = 1.0
+    variance_low: float = 0.1
+    variance_high: float = 0.5
     cost_high: float = 0.4
 
     @property
@@ -125,6 +131,18 @@ class Optimum:
     max_marginals: Floats  # [B, K, 3]
 
 
+def alone(book: Book) -> Floats:
+    """What each target of each instrument is worth but for the factors, [B, K, 3]:
+
+    U(p) = sum_k alone[k, p_k + 1] - |L'p|^2 / 2, the form in which the searches compute.
+    """
+    turnover = np.abs(TARGETS - book.position[..., None])
+    worth: Floats = (
+        book.mu[..., None] * TARGETS - 0.5 * book.variance[..., None] * TARGETS**2 - book.cost[..., None] * turnover
+    )
+    return worth
+
+
 def utility(book: Book, targets: Targets) -> Floats:
     """U(targets) [B], whether feasible or not."""
     exposure = np.einsum("bkf,bk->bf", book.loadings, targets)
@@ -154,7 +172,7 @@ def score(book: Book, optimum: Optimum, targets: Targets) -> float:
 
 
 def _are_targets(targets: Targets) -> Mask:
-    return np.isin(targets, (-1, 0, 1))
+    return np.isin(targets, TARGETS)
 
 
 def _kept_within_limits(wanted: Targets, gross: Targets, net: Targets) -> Targets:

@@ -13,58 +13,53 @@ says no. The multipliers come from a subgradient method; they decide the time it
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numba import njit
 
-from trading.book import Book, Floats, Optimum, Targets, utility
+from trading.book import Book, Floats, Mask, Optimum, Targets, alone, utility
 
-DUAL_STEPS = 60
 TIE = 1e-12  # utilities closer than this are the same
 
 
 def solve(book: Book) -> Optimum:
     """The optimum and the max-marginals of every instance."""
-    targets, marginals = _solve_all(
-        book.mu, book.loadings, book.variance, book.cost, book.position, np.stack([book.gross, book.net], axis=1)
-    )
+    targets, marginals = _solve(alone(book), book.loadings, book.limits)
     return Optimum(targets, utility(book, targets), marginals)
 
 
+def binding_limits(book: Book) -> Targets:
+    """How many of the two limits the optimum without limits would break, [B] in {0, 1, 2}: a measure of difficulty.
+
+    Where none is broken the limits cost nothing; where one or both are, instruments compete for them.
+    """
+    unlimited = np.full(len(book), book.instruments)
+    wanted = solve(replace(book, gross=unlimited, net=unlimited)).targets
+    used = np.stack([np.abs(wanted).sum(axis=1), np.abs(wanted.sum(axis=1))], axis=1)
+    return np.asarray((used > book.limits).sum(axis=1), dtype=np.int64)
+
+
 @njit(cache=True)
-def _solve_all(
-    mu: Floats, loadings: Floats, variance: Floats, cost: Floats, position: Targets, limits: Targets
-) -> tuple[Targets, Floats]:
-    rows, instruments = mu.shape
+def _solve(alone: Floats, loadings: Floats, limits: Targets) -> tuple[Targets, Floats]:
+    rows, instruments, _ = alone.shape
     targets = np.zeros((rows, instruments), dtype=np.int64)
     marginals = np.full((rows, instruments, 3), -np.inf)
     for b in range(rows):
-        alone = _alone(mu[b], variance[b], cost[b], position[b])
         free = np.ones((instruments, 3), dtype=np.bool_)
-        targets[b] = _branch_and_bound(alone, loadings[b], limits[b], free, marginals[b])
+        targets[b] = _branch_and_bound(alone[b], loadings[b], limits[b], free, marginals[b])
         for k in range(instruments):
             for v in range(3):
                 if v != targets[b, k] + 1:
                     fixed = free.copy()
                     fixed[k] = False
                     fixed[k, v] = True
-                    _branch_and_bound(alone, loadings[b], limits[b], fixed, marginals[b])
+                    _branch_and_bound(alone[b], loadings[b], limits[b], fixed, marginals[b])
     return targets, marginals
 
 
 @njit(cache=True)
-def _alone(mu: Floats, variance: Floats, cost: Floats, position: Targets) -> Floats:
-    """Utility [K, 3] of each target of each instrument, but for the factors."""
-    table = np.empty((len(mu), 3))
-    for k in range(len(mu)):
-        for v in range(-1, 2):
-            table[k, v + 1] = mu[k] * v - 0.5 * variance[k] * v * v - cost[k] * abs(v - position[k])
-    return table
-
-
-@njit(cache=True)
-def _branch_and_bound(
-    alone: Floats, loadings: Floats, limits: Targets, allowed: np.ndarray, marginals: Floats
-) -> Targets:
+def _branch_and_bound(alone: Floats, loadings: Floats, limits: Targets, allowed: Mask, marginals: Floats) -> Targets:
     """The best feasible targets within `allowed` [K, 3]; every answer met on the way raises `marginals`.
 
     Returns zeros where nothing beats what `marginals` already holds.
@@ -103,18 +98,18 @@ def _minimise_dual(table: Floats, loadings: Floats, limits: Targets, goal: float
     best_multipliers, best = multipliers.copy(), np.inf
     priced = np.empty((instruments, 3))
     relaxation = 1.0
-    for _ in range(DUAL_STEPS):
+    for _ in range(instruments):  # about where a better bound stops paying for itself
         _price(table, loadings, multipliers, priced)
         w, gamma, nu = multipliers[:factors], multipliers[factors], multipliers[factors + 1]
         bound = 0.5 * np.sum(w * w) + gamma * gross + abs(nu) * net
         slope[:factors] = w
         used, held = 0, 0
         for k in range(instruments):
-            v = np.argmax(priced[k])
-            bound += priced[k, v]
-            used += abs(v - 1)
-            held += v - 1
-            slope[:factors] -= (v - 1) * loadings[k]
+            target = int(np.argmax(priced[k])) - 1
+            bound += priced[k, target + 1]
+            used += abs(target)
+            held += target
+            slope[:factors] -= target * loadings[k]
         slope[factors] = gross - used
         slope[factors + 1] = min(max(held, -net), net) - held if nu == 0.0 else np.sign(nu) * net - held
         if bound < best - TIE:
