@@ -23,6 +23,7 @@ Floats = NDArray[np.float64]
 Targets = NDArray[np.int64]  # [B, K] in {-1, 0, +1}
 Mask = NDArray[np.bool_]
 
+N_FLOATS = 4  # the first fields of a Book are float64, the others int64
 TARGETS: Targets = np.array([-1, 0, 1])
 
 
@@ -41,11 +42,11 @@ class Book:
     def __post_init__(self) -> None:
         rows, each = self.mu.shape[:1], self.mu.shape
         wanted = (each, (*each, self.loadings.shape[-1]), each, each, each, rows, rows)
-        for field, shape in zip(fields(self), wanted, strict=True):
-            if getattr(self, field.name).shape != shape:
-                raise DataError(f"book: {field.name} is {getattr(self, field.name).shape}, mu asks for {shape}")
-        for field in fields(self):
-            if not np.isfinite(getattr(self, field.name)).all():
+        for index, (field, shape) in enumerate(zip(fields(self), wanted, strict=True)):
+            value, dtype = getattr(self, field.name), np.float64 if index < N_FLOATS else np.int64
+            if value.shape != shape or value.dtype != dtype:
+                raise DataError(f"book: {field.name} is {value.dtype} {value.shape}, needs {dtype.__name__} {shape}")
+            if not np.isfinite(value).all():
                 raise DataError(f"book: {field.name} holds a value that is not finite; drop the instance")
         if (self.variance < 0).any() or (self.cost < 0).any():
             raise DataError("book: a variance or a cost is negative; both are magnitudes")
@@ -158,10 +159,16 @@ def feasible(book: Book, targets: Targets) -> Mask:
     return within
 
 
+def require_targets(book: Book, targets: Targets) -> None:
+    """Raise DataError unless `targets` is one value in {-1, 0, +1} per instrument of the book."""
+    wanted = book.position.shape
+    if targets.shape != wanted or targets.dtype != np.int64 or not _are_targets(targets).all():
+        raise DataError(f"book: targets must be int64 {wanted} in {{-1, 0, +1}}, got {targets.dtype} {targets.shape}")
+
+
 def gains(book: Book, targets: Targets) -> Floats:
     """What an answer earns over staying put, [B]; an infeasible answer is not executed and earns 0."""
-    if targets.shape != book.position.shape or not _are_targets(targets).all():
-        raise DataError(f"book: targets must be {book.position.shape} values in {{-1, 0, +1}}, got {targets.shape}")
+    require_targets(book, targets)
     gain = utility(book, targets) - utility(book, book.position)
     return np.where(feasible(book, targets), gain, 0.0)
 

@@ -98,7 +98,7 @@ def _minimise_dual(table: Floats, loadings: Floats, limits: Targets, goal: float
     best_multipliers, best = multipliers.copy(), np.inf
     priced = np.empty((instruments, 3))
     relaxation = 1.0
-    for _ in range(instruments):  # about where a better bound stops paying for itself
+    for _ in range(1 + instruments**2 // 8):  # about where a tighter bound stops paying for itself
         _price(table, loadings, multipliers, priced)
         w, gamma, nu = multipliers[:factors], multipliers[factors], multipliers[factors + 1]
         bound = 0.5 * np.sum(w * w) + gamma * gross + abs(nu) * net

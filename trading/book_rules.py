@@ -9,7 +9,7 @@ import numpy as np
 from numba import njit
 from scipy.optimize import LinearConstraint, minimize
 
-from trading.book import TARGETS, Book, Floats, Targets, alone, utility
+from trading.book import TARGETS, Book, Floats, Targets, alone, require_targets, utility
 
 TIE = 1e-12  # a move must earn more than this
 
@@ -42,6 +42,7 @@ def project(book: Book, targets: Targets) -> Targets:
     The others give up or turn one instrument at a time, the one that costs least, until both limits hold; where
     staying put is worth more than what is left, they stay put.
     """
+    require_targets(book, targets)
     repaired = _repair(alone(book), book.loadings, book.limits, targets)
     changed = (repaired != targets).any(axis=1)
     stay = changed & (utility(book, repaired) < utility(book, book.position))
