@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from flows.phases import git_commit
+from flows.revision import git_commit
 
 
 def described(runs: int) -> dict[str, Any]:

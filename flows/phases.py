@@ -6,8 +6,6 @@ A phase is a plain function from a run to its numbers, `{"metrics": {...}, ...}`
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 import time
 from collections.abc import Callable
 from functools import lru_cache
@@ -100,15 +98,3 @@ def free_version(run: Run, name: str) -> str:
     """A version that is not published yet: the run's id, numbered if the run was killed after publishing."""
     versions = [run.id, *(f"{run.id}-{attempt}" for attempt in range(2, 100))]
     return next(version for version in versions if not (run.models / name / version).exists())
-
-
-def git_commit() -> str | None:
-    """The commit of this code, where it runs from a git checkout."""
-    root = Path(__file__).parent.parent
-    git = shutil.which("git")
-    if git is None:
-        return None
-    done = subprocess.run(  # noqa: S603 - git's own path, fixed arguments
-        [git, "rev-parse", "HEAD"], capture_output=True, text=True, cwd=root, check=False
-    )
-    return done.stdout.strip() or None

@@ -10,8 +10,9 @@ from prefect import flow, task
 
 from flows.incumbent import acting_ppo, live_state
 from flows.measure import arm_numbers, evaluate_on_test, footprint, selection_loss, validated
-from flows.phases import complete, dataset_of, free_version, git_commit, summary
+from flows.phases import complete, dataset_of, free_version, summary
 from flows.progress import report
+from flows.revision import git_commit
 from flows.run_state import Run, load_run
 from trading.dataset import training_env
 

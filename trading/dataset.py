@@ -8,6 +8,7 @@ Labels are values in bps of holding a target position (docs/architecture.md, "Ma
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,6 +36,7 @@ MIN_SESSIONS = 60  # of a file: fewer cannot be split into train, validation and
 TRAIN_SHARE, VALIDATION_SHARE = 0.7, 0.1
 WARM_UP_SESSIONS = 5  # simulated before each part, so that every session of it has history
 TARGETS = np.array([-1.0, 0.0, 1.0])
+_TEST, _RANDOM_WALK = 2, 3  # parts of a seed; train and validation are 0 and 1
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def _synthetic(settings: Settings, seed: int) -> Dataset:
     solution = oracle.solve(law, cost, cache=settings.paths.state_dir / "cache")
     parts = []
     for part, sessions in enumerate((law.train_sessions, law.validation_sessions, law.test_sessions)):
-        path = synthetic.simulate(law, sessions=sessions + WARM_UP_SESSIONS, seed=[seed, part])
+        path = _simulated(settings, sessions, [seed, part])
         market = prepare(path.bars, _features(settings, law.bars_per_session), window=settings.observation.window)
         market = market.restricted_to(WARM_UP_SESSIONS, sessions + WARM_UP_SESSIONS - 1)
         parts.append(market.with_values(solution.values(path)))
@@ -82,23 +84,72 @@ def _synthetic(settings: Settings, seed: int) -> Dataset:
     )
 
 
+def _simulated(settings: Settings, sessions: int, seed: list[int]) -> synthetic.SyntheticPath:
+    return synthetic.simulate(settings.synthetic_market, sessions=sessions + WARM_UP_SESSIONS, seed=seed)
+
+
+def window_values(settings: Settings, seed: int) -> Floats:
+    """Continuation values [n, 3] of the synthetic test market to whom only the last `window` bars are known.
+
+    Played, they are the ceiling of what a window without other memory can earn.
+    """
+    law, cost = settings.synthetic_market, settings.trading.cost_bps
+    solution = oracle.solve(law, cost, cache=settings.paths.state_dir / "cache")
+    return solution.values(_simulated(settings, law.test_sessions, [seed, _TEST]), settings.observation.window)
+
+
+def random_walk(settings: Settings, seed: int) -> Dataset:
+    """Markets in which nothing is to be earned: the synthetic law without drift, labelled as a file is."""
+    law = settings.synthetic_market
+    still = settings.model_copy(update={"synthetic_market": law.model_copy(update={"amplitude": 0.0})})
+    sessions = (law.train_sessions, law.validation_sessions, law.test_sessions)
+    bars = _simulated(still, sum(sessions), [seed, _RANDOM_WALK]).bars
+    market = prepare(bars, _features(settings, law.bars_per_session), window=settings.observation.window)
+    market = market.restricted_to(WARM_UP_SESSIONS, int(bars.session[-1]))
+    return _labelled_in_hindsight(market, settings, settings.trading.cost_bps, np.cumsum(sessions))
+
+
+def walk_forward(settings: Settings, data: Path, folds: int) -> list[Dataset]:
+    """Expanding folds over a file: each tests the sessions that follow its training and validation ones.
+
+    The tests together are the second half of the file. Raises DataError if it is unusable or too short.
+    """
+    market = market_of_file(settings, data)
+    sessions = _enough_sessions(market, data)
+    cost = file_cost_bps(market.bars, settings.trading)
+    edges = np.linspace(sessions // 2, sessions, folds + 1).astype(int)
+    return [
+        _labelled_in_hindsight(
+            market, settings, cost, np.array([test - int(test * VALIDATION_SHARE), test, stop], dtype=np.int64)
+        )
+        for test, stop in itertools.pairwise(edges.tolist())
+    ]
+
+
 def _from_file(settings: Settings, data: Path) -> Dataset:
     market = market_of_file(settings, data)
-    bars = market.bars
-    ids = market.sessions
-    if len(ids) < MIN_SESSIONS:
+    sessions = _enough_sessions(market, data)
+    edges = np.array([int(sessions * TRAIN_SHARE), int(sessions * (TRAIN_SHARE + VALIDATION_SHARE)), sessions])
+    return _labelled_in_hindsight(market, settings, file_cost_bps(market.bars, settings.trading), edges)
+
+
+def _enough_sessions(market: Market, data: Path) -> int:
+    sessions = len(market.sessions)
+    if sessions < MIN_SESSIONS:
         raise DataError(
-            f"{data}: {len(ids)} usable sessions, at least {MIN_SESSIONS} are needed to train, validate and test; "
+            f"{data}: {sessions} usable sessions, at least {MIN_SESSIONS} are needed to train, validate and test; "
             f"bring more history",
             code="too_few_bars",
         )
-    cost = file_cost_bps(bars, settings.trading)
-    values = horizon_values(bars, LABEL_COST_MULTIPLE * cost)
-    first_validation = int(len(ids) * TRAIN_SHARE)
-    first_test = int(len(ids) * (TRAIN_SHARE + VALIDATION_SHARE))
+    return sessions
+
+
+def _labelled_in_hindsight(market: Market, settings: Settings, cost_bps: float, edges: NDArray[np.int64]) -> Dataset:
+    """Train, validation and test end before the sessions number `edges` [3]; labels are what became of each plan."""
+    ids = market.sessions
+    values = horizon_values(market.bars, LABEL_COST_MULTIPLE * cost_bps)
     train, validation, test = (
-        market.restricted_to(int(ids[start]), int(ids[stop - 1]))
-        for start, stop in ((0, first_validation), (first_validation, first_test), (first_test, len(ids)))
+        market.restricted_to(int(ids[start]), int(ids[stop - 1])) for start, stop in itertools.pairwise([0, *edges])
     )
     return Dataset(
         train=train.with_values(values),  # labels, not an optimum: nothing may be judged by them
@@ -106,12 +157,12 @@ def _from_file(settings: Settings, data: Path) -> Dataset:
         test=test,
         source="file",
         schema=schema(settings.observation),
-        cost_bps=cost,
-        label_cost_bps=LABEL_COST_MULTIPLE * cost,
+        cost_bps=cost_bps,
+        label_cost_bps=LABEL_COST_MULTIPLE * cost_bps,
         # Hindsight values are far noisier than their mean: at a temperature of their own size the softmax is close
         # to linear, so its average ranks targets as the average value does.
         label_temperature_bps=float(values[train.decision_bars].std()),
-        digest=bars.digest,
+        digest=market.bars.digest,
     )
 
 

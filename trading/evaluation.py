@@ -10,11 +10,13 @@ realised P&L. Confidence intervals: stationary bootstrap over sessions (arch), w
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from arch.bootstrap import StationaryBootstrap, optimal_block_length
 from numpy.typing import NDArray
 
+from core.actions import ACTION_OF
 from core.observation import ObservationSchema
 from trading.env import Policy, SessionEnv, Step, run_policy
 from trading.features import Floats
@@ -35,6 +37,12 @@ class Evaluation:
     turnover: Ints
     action_counts: Ints  # [5]
     mean_segments: float
+    flat_ratio: float  # share of the decisions after which nothing was held
+
+    @property
+    def loss_bps(self) -> float:
+        """What the best weights minimise, bps per session: regret, or the negative return without an optimum."""
+        return float(-self.return_bps.mean() if self.regret_bps is None else self.regret_bps.mean())
 
     @property
     def score(self) -> float | None:
@@ -69,12 +77,41 @@ def evaluate(
     sessions: Ints | None = None,
 ) -> Evaluation:
     """Run `policy` greedily over `sessions` (default: all) of a market, all of them in lock-step."""
-    env = SessionEnv(market, schema, market.sessions if sessions is None else sessions, cost_bps)
+    return _play(policy, SessionEnv(market, schema, market.sessions if sessions is None else sessions, cost_bps))
+
+
+def evaluate_targets(targets: Ints, market: Market, schema: ObservationSchema, cost_bps: float) -> Evaluation:
+    """The same for decisions made beforehand: `targets` [n, 3] by bar and by position index p + 1."""
+    env = SessionEnv(market, schema, market.sessions, cost_bps)
+
+    def follow(*_: object) -> PlannedDecisions:
+        target = targets[env.at, env.position + 1]
+        return PlannedDecisions(ACTION_OF[env.position + 1, target + 1], np.ones(len(env)), np.ones_like(target))
+
+    return _play(follow, env)
+
+
+class PlannedDecisions(NamedTuple):
+    """Decisions read from a table, [B] each: one unit, one segment."""
+
+    action: Ints
+    quantity: Floats
+    segments: Ints
+
+
+def best_targets(values: Floats, cost_bps: float) -> Ints:
+    """What continuation values [n, 3] advise, [n, 3] by bar and by position index p + 1."""
+    turnover = np.abs(TARGETS - TARGETS[:, None])  # [p + 1, q + 1]
+    return np.asarray((values[:, None] - cost_bps * turnover).argmax(axis=2) - 1)
+
+
+def _play(policy: Policy, env: SessionEnv) -> Evaluation:
+    market, cost_bps = env.market, env.cost_bps
     returns = np.zeros(len(env))
     regret = np.zeros(len(env))
     turnover = np.zeros(len(env), dtype=np.int64)
     counts = np.zeros(5, dtype=np.int64)
-    segments, decisions = 0, 0
+    segments, decisions, flat = 0, 0, 0
     optimal = None if market.values is None else start_value(market, env.at, cost_bps)
     for seen, decided, step in run_policy(policy, env):
         returns += step.reward_bps
@@ -82,10 +119,19 @@ def evaluate(
         counts += np.bincount(np.asarray(decided.action)[step.active], minlength=5)
         segments += int(np.asarray(decided.segments)[step.active].sum())
         decisions += int(step.active.sum())
+        flat += int((step.position[step.active] == 0).sum())
         if market.values is not None:
             regret += regret_of(step, seen.position, market, cost_bps)
-    known = market.values is not None
-    return Evaluation(env.sessions, returns, regret if known else None, optimal, turnover, counts, segments / decisions)
+    return Evaluation(
+        sessions=env.sessions,
+        return_bps=returns,
+        regret_bps=None if market.values is None else regret,
+        optimal_bps=optimal,
+        turnover=turnover,
+        action_counts=counts,
+        mean_segments=segments / decisions,
+        flat_ratio=flat / decisions,
+    )
 
 
 def start_value(market: Market, at: Ints, cost_bps: float) -> Floats:
