@@ -150,9 +150,11 @@ def train(
     seed: int,
     progress: Progress | None = None,
     validate: Validate | None = None,
+    budget_s: float | None = None,
 ) -> PpoAgent:
     """Train from scratch for `total_timesteps` samples. The same seed and thread count give the same agent.
 
+    With `budget_s` the training takes that many seconds instead, its schedules stretched over them.
     With `validate`, the weights that did best at VALIDATIONS moments since all costs are charged are kept, as an HRM's
     are; without, the last.
     """
@@ -163,19 +165,23 @@ def train(
     optimizer = torch.optim.Adam(network.parameters(), lr=hyper.learning_rate, eps=1e-5)
     updates = max(1, hyper.total_timesteps // (hyper.n_envs * hyper.n_steps))
     reported, best = 0.0, _Best(validate, PpoAgent(network, schema, quantity_max))
-    charged_from = int(updates * hyper.cost_warmup_ratio)
-    validate_every = max(1, (updates - charged_from) // VALIDATIONS)
-    for update in range(updates):
+    look_at = [1.0 - (1.0 - hyper.cost_warmup_ratio) * left / VALIDATIONS for left in range(VALIDATIONS)]
+    started, update, done = time.monotonic(), 0, 0.0
+    while done < 1.0:
         for group in optimizer.param_groups:
-            group["lr"] = hyper.learning_rate * (1.0 - update / updates)
-        waived = max(0.0, 1.0 - update / (updates * hyper.cost_warmup_ratio)) if hyper.cost_warmup_ratio else 0.0
+            group["lr"] = hyper.learning_rate * (1.0 - done)
+        waived = max(0.0, 1.0 - done / hyper.cost_warmup_ratio) if hyper.cost_warmup_ratio else 0.0
         rollout, mean_reward = _collect(network, env, hyper, waived)
         _update(network, optimizer, rollout, hyper)
-        if update == updates - 1 or (update > charged_from and (updates - 1 - update) % validate_every == 0):
+        update += 1
+        done = update / updates if budget_s is None else (time.monotonic() - started) / budget_s
+        if done >= look_at[-1]:
+            look_at = [share for share in look_at if share > done]
             best.look()
-        if progress and (time.monotonic() - reported > REPORT_S or update == updates - 1):
+        if progress and (time.monotonic() - reported > REPORT_S or done >= 1.0):
             reported = time.monotonic()
-            progress((update + 1) * hyper.n_envs * hyper.n_steps, updates * hyper.n_envs * hyper.n_steps, mean_reward)
+            samples = update * hyper.n_envs * hyper.n_steps
+            progress(samples, max(samples, round(samples / done)), mean_reward)
     return best.agent()
 
 
