@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from core.errors import DataError
+from hrm.distributed import World
 
 Batch = dict[str, Tensor]
 
+ALONE = World()
 MARKET_ROWS = ("bars", "account", "complexity", "position", "q_values", "log_quantity")
 
 
@@ -55,11 +57,22 @@ class MarketTable:
 
 
 class MarketSampler:
-    """Endless batches of random rows of a market, gathered where the model trains: nothing crosses a bus."""
+    """Endless batches of random rows of a market, gathered where the model trains: nothing crosses a bus.
 
-    def __init__(self, table: MarketTable, window: int, *, seed: int, device: torch.device | str = "cpu") -> None:
-        """`window`: W in bars."""
-        self.device = torch.device(device)
+    Processes that train together draw the same global batch, and each gathers its share.
+    """
+
+    def __init__(
+        self,
+        table: MarketTable,
+        window: int,
+        *,
+        seed: int,
+        device: torch.device | str = "cpu",
+        world: World = ALONE,
+    ) -> None:
+        """`window`: W in bars. `seed` must be the same in every process of the `world`."""
+        self.device, self.world = torch.device(device), world
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self._bars = torch.from_numpy(table.bar_features).to(self.device)
         self._decision_bars = torch.from_numpy(table.decision_bars).to(self.device)
@@ -72,9 +85,10 @@ class MarketSampler:
         self._window = torch.arange(1 - window, 1, device=self.device)
 
     def batch(self, rows: int) -> Batch:
-        """`rows` random (bar, position) pairs, each as likely."""
+        """`rows` random (bar, position) pairs, each as likely; in several processes this one's share of them."""
         drawn = torch.randint(len(self._decision_bars), (rows,), generator=self.generator, device=self.device)
         index = torch.randint(3, (rows,), generator=self.generator, device=self.device)
+        drawn, index = self.world.share(drawn), self.world.share(index)
         at = self._decision_bars[drawn]
         return (
             {"bars": self._bars[at[:, None] + self._window], "position": index - 1}

@@ -1,44 +1,59 @@
 """The whole state of a training run as a folder: safetensors and JSON, nothing that could run code.
 
-    checkpoint.json                  settings, schema, step, names and SHA-256 of the two files
-    model-<digest>.safetensors       `model.<parameter>` (as trained) and `ema.<parameter>` (to decide with)
-    training-<digest>.safetensors    optimizer moments, the rows in training, the random generator
+    checkpoint.json             the newest: settings, schema, step, names and SHA-256 of its files
+    previous.json               the one before it
+    model-*.safetensors         weights and their average                             (hrm/training_state.py)
+    training-*.safetensors      optimizer moments, the random generator, and what the caller wants kept
+    rows-*.safetensors          the rows in training, one file for each process
 
-The JSON file is replaced last and in one step, so a crash at any moment leaves the previous checkpoint whole.
-A resumed run continues with the identical sequence of losses, given the same batches.
+Files are named by their content and an index is replaced last, in one step: a crash at any moment leaves a whole
+checkpoint. One that was damaged later is noticed, and the previous one taken. A resumed run continues with the
+identical sequence of losses, given the same batches; in another number of processes, up to rounding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import safetensors.torch
-import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+import structlog
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 
 from core.errors import ModelError
 from core.files import sha256_hex, write_atomically, write_json
 from core.observation import ObservationSchema
-from core.settings import HierarchicalReasoningModelSettings
-from hrm.convergence import ConvergenceMonitor
-from hrm.model import Carry, HierarchicalReasoningModel
-from hrm.trainer import DeepSupervisionTrainer, Rows
+from core.settings import HierarchicalReasoningModelSettings, HrmTraining
+from hrm import training_state
+from hrm.model import HierarchicalReasoningModel
+from hrm.training_state import REMEDY, Tensors, Trainer, named, part
 
 INDEX = "checkpoint.json"
-REMEDY = "train again or restore the folder from a copy"
+PREVIOUS = "previous.json"
+DAMAGE = ("checkpoint_absent", "checkpoint_damaged", "digest_mismatch")  # error codes that the previous one mends
+SCHEDULE = ("optimizer", "learning_rate", "weight_decay", "scheduler", "warmup_steps", "ema_decay")
 
-Tensors = Mapping[str, Tensor]
-Trainer = DeepSupervisionTrainer[HierarchicalReasoningModel]
+Found = TypeVar("Found")
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Extra:
+    """What the driver of a trainer keeps beside it: JSON values and tensors."""
+
+    notes: Mapping[str, JsonValue] = field(default_factory=dict)
+    tensors: Tensors = field(default_factory=dict)
 
 
 class StoredFile(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(pattern=r"^(model|training)-[0-9a-f]{16}\.safetensors$")
+    name: str = Field(pattern=r"^(model|training|rows)-[0-9a-f]{16}\.safetensors$")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
@@ -47,70 +62,64 @@ class Checkpoint(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     settings: HierarchicalReasoningModelSettings
     observation: ObservationSchema
     quantity_max: float = Field(gt=0)
+    schedule: HrmTraining
+    total_steps: int = Field(ge=1)
     step: int = Field(ge=0)
     loss_average: float | None
     observations: int = Field(ge=0)
     recoveries: int = Field(ge=0)
+    notes: dict[str, JsonValue]
     model: StoredFile
     training: StoredFile
+    rows: tuple[StoredFile, ...] = Field(min_length=1, description="one of each process, by rank")
+
+    @property
+    def files(self) -> tuple[StoredFile, ...]:
+        return (self.model, self.training, *self.rows)
 
 
-def save_checkpoint(folder: Path, trainer: Trainer) -> Checkpoint:
-    """Write the trainer's state; the folder holds one checkpoint, the newest. Raises OSError, harming nothing."""
-    model, monitor = trainer.model, trainer.monitor
-    checkpoint = Checkpoint(
-        settings=model.settings,
-        observation=model.schema,
-        quantity_max=model.quantity_max,
-        step=trainer.step,
-        loss_average=monitor.average,
-        observations=monitor.observations,
-        recoveries=monitor.recoveries,
-        model=_store(folder, "model", _weights(trainer)),
-        training=_store(folder, "training", _training_state(trainer)),
-    )
-    write_json(folder / INDEX, checkpoint.model_dump(mode="json"))
-    kept = {checkpoint.model.name, checkpoint.training.name}
-    for file in folder.glob("*.safetensors"):
-        if file.name not in kept:
-            file.unlink(missing_ok=True)
-    return checkpoint
+def save_checkpoint(folder: Path, trainer: Trainer, extra: Extra | None = None) -> None:
+    """Write the trainer's state and `extra` as the newest checkpoint; the newest until now becomes the previous.
+
+    All processes that train together call it. Raises OSError, harming nothing.
+    """
+    world = trainer.world
+    rows = _store(folder, "rows", training_state.rows_of(trainer))
+    digests = [digest.hex() for digest in world.gather(bytes.fromhex(rows.sha256))]
+    if world.leads:
+        _save(folder, trainer, extra or Extra(), tuple(_stored_file("rows", digest) for digest in digests))
+    world.wait()
 
 
-def load_checkpoint(folder: Path, trainer: Trainer) -> Checkpoint:
-    """Restore the trainer's state. Raises ModelError, changing nothing, if anything about the folder is wrong."""
-    checkpoint = read_checkpoint(folder)
-    checkpoint.observation.require(trainer.model.schema, str(folder))
-    _require_same_model(folder, checkpoint, trainer.model)
-    weights = _read(folder, checkpoint.model)
-    state = _read(folder, checkpoint.training)
-    _require_weights(folder, weights, trainer.model)
-    _require_training_state(folder, state, trainer)
-    trainer.model.load_state_dict(_part(weights, "model."))
-    trainer.ema.load_state_dict(_part(weights, "ema."))
+def load_checkpoint(folder: Path, trainer: Trainer) -> Extra:
+    """Restore the trainer's state from the newest whole checkpoint; what was kept beside it.
+
+    Raises ModelError, changing nothing, if none is whole or it is another model's or another schedule's.
+    """
+    state = _newest_whole(folder, lambda index: _State.read(folder, index, trainer))
+    checkpoint = state.checkpoint
+    training_state.restore_weights(trainer, state.weights)
+    training_state.restore_training(trainer, state.training)
+    training_state.restore_rows(trainer, state.rows)
     trainer.step = checkpoint.step
-    _restore_training_state(trainer, state)
-    _restore_monitor(trainer, checkpoint)
-    return checkpoint
+    training_state.restore_monitor(
+        trainer, checkpoint.loss_average, observations=checkpoint.observations, recoveries=checkpoint.recoveries
+    )
+    return Extra(checkpoint.notes, part(state.training, "extra"))
 
 
 def load_model(folder: Path) -> HierarchicalReasoningModel:
-    """The averaged model of a checkpoint, on the CPU, in evaluation mode. Raises ModelError as above."""
-    checkpoint = read_checkpoint(folder)
-    model = HierarchicalReasoningModel(checkpoint.settings, checkpoint.observation, checkpoint.quantity_max)
-    weights = _read(folder, checkpoint.model)
-    _require_weights(folder, weights, model)
-    model.load_state_dict(_part(weights, "ema."))
-    return model.eval()
+    """The averaged model of the newest whole checkpoint, on the CPU, in evaluation mode. Raises ModelError as above."""
+    return _newest_whole(folder, lambda index: _model(folder, index))
 
 
-def read_checkpoint(folder: Path) -> Checkpoint:
-    """The folder's checkpoint.json. Raises ModelError if it is absent or malformed."""
-    file = folder / INDEX
+def read_checkpoint(folder: Path, index: str = INDEX) -> Checkpoint:
+    """What an index file says. Raises ModelError if it is absent or malformed."""
+    file = folder / index
     try:
         return Checkpoint.model_validate_json(file.read_bytes())
     except OSError as error:
@@ -123,117 +132,149 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         raise ModelError(f"{file}: {place}: {detail['msg']}; {REMEDY}", code="checkpoint_damaged") from None
 
 
+def exists(folder: Path) -> bool:
+    """Whether a checkpoint, whole or not, was ever finished in the folder."""
+    return (folder / INDEX).exists() or (folder / PREVIOUS).exists()
+
+
+@dataclass(frozen=True)
+class _State:
+    """A whole checkpoint that fits the trainer, in memory: nothing of the trainer has changed yet."""
+
+    checkpoint: Checkpoint
+    weights: Tensors
+    training: Tensors
+    rows: tuple[Tensors, ...]
+
+    @classmethod
+    def read(cls, folder: Path, index: str, trainer: Trainer) -> _State:
+        place, checkpoint = str(folder / index), read_checkpoint(folder, index)
+        checkpoint.observation.require(trainer.model.schema, place)
+        _require_same_training(place, checkpoint, trainer)
+        weights, training = _read(folder, checkpoint.model), _read(folder, checkpoint.training)
+        rows = tuple(_read(folder, stored) for stored in checkpoint.rows)
+        training_state.require_weights(place, weights, trainer.model)
+        training_state.require_training(place, training, trainer)
+        training_state.require_rows(place, rows, trainer)
+        return cls(checkpoint, weights, training, rows)
+
+
+def _model(folder: Path, index: str) -> HierarchicalReasoningModel:
+    checkpoint = read_checkpoint(folder, index)
+    model = HierarchicalReasoningModel(checkpoint.settings, checkpoint.observation, checkpoint.quantity_max)
+    weights = _read(folder, checkpoint.model)
+    training_state.require_weights(str(folder / index), weights, model)
+    model.load_state_dict(part(weights, "ema"))
+    return model.eval()
+
+
+def _newest_whole(folder: Path, read: Callable[[str], Found]) -> Found:
+    """What `read` makes of the newest checkpoint, or of the previous one if the newest is damaged."""
+    try:
+        return read(INDEX)
+    except ModelError as error:
+        if error.code not in DAMAGE or not (folder / PREVIOUS).exists():
+            raise
+        newest = error
+    try:
+        found = read(PREVIOUS)
+    except ModelError as error:
+        raise ModelError(f"{newest}; the previous one neither: {error}", code=error.code) from None
+    log.warning("previous_checkpoint_taken", why=str(newest))
+    return found
+
+
+def _save(folder: Path, trainer: Trainer, extra: Extra, rows: tuple[StoredFile, ...]) -> None:
+    model, monitor = trainer.model, trainer.monitor
+    training = training_state.training_of(trainer) | named("extra", extra.tensors)
+    checkpoint = Checkpoint(
+        settings=model.settings,
+        observation=model.schema,
+        quantity_max=model.quantity_max,
+        schedule=trainer.settings.training_params.hrm,
+        total_steps=trainer.total_steps,
+        step=trainer.step,
+        loss_average=monitor.average,
+        observations=monitor.observations,
+        recoveries=monitor.recoveries,
+        notes=dict(extra.notes),
+        model=_store(folder, "model", training_state.weights_of(trainer)),
+        training=_store(folder, "training", training),
+        rows=rows,
+    )
+    _keep_as_previous(folder)
+    write_json(folder / INDEX, checkpoint.model_dump(mode="json"))
+    _remove_unnamed(folder)
+
+
+def _keep_as_previous(folder: Path) -> None:
+    """The newest becomes the previous, if it is whole: a damaged one must not replace a good one."""
+    try:
+        for stored in read_checkpoint(folder).files:
+            _bytes(folder, stored)
+    except ModelError as error:
+        if error.code != "checkpoint_absent":
+            log.warning("damaged_checkpoint_replaced", why=str(error))
+        return
+    write_atomically(folder / PREVIOUS, (folder / INDEX).read_bytes())
+
+
+def _remove_unnamed(folder: Path) -> None:
+    """Files of older checkpoints, and what a killed process left half-written."""
+    indexes = [read_checkpoint(folder, index) for index in (INDEX, PREVIOUS) if (folder / index).exists()]
+    kept = {INDEX, PREVIOUS} | {stored.name for checkpoint in indexes for stored in checkpoint.files}
+    ours = [*folder.glob("*.safetensors"), *folder.glob(".*.safetensors.*"), *folder.glob(".*.json.*")]
+    for file in ours:
+        if file.name not in kept:
+            file.unlink(missing_ok=True)
+
+
 def _store(folder: Path, kind: str, tensors: Tensors) -> StoredFile:
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    contiguous: dict[str, Tensor] = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     data = safetensors.torch.save(contiguous)
-    digest = sha256_hex(data)
-    stored = StoredFile(name=f"{kind}-{digest[:16]}.safetensors", sha256=digest)
+    stored = _stored_file(kind, sha256_hex(data))
     write_atomically(folder / stored.name, data)
     return stored
 
 
-def _read(folder: Path, stored: StoredFile) -> dict[str, Tensor]:
+def _stored_file(kind: str, digest: str) -> StoredFile:
+    return StoredFile(name=f"{kind}-{digest[:16]}.safetensors", sha256=digest)
+
+
+def _bytes(folder: Path, stored: StoredFile) -> bytes:
     file = folder / stored.name
     try:
         data = file.read_bytes()
-        if sha256_hex(data) != stored.sha256:
-            raise ModelError(f"{file}: content does not match the digest in {INDEX}; {REMEDY}", code="digest_mismatch")
-        return safetensors.torch.load(data)
     except OSError as error:
         raise ModelError(f"{file}: not readable ({error.strerror}); {REMEDY}", code="checkpoint_damaged") from error
+    if sha256_hex(data) != stored.sha256:
+        raise ModelError(f"{file}: content does not match its digest in the index; {REMEDY}", code="digest_mismatch")
+    return data
+
+
+def _read(folder: Path, stored: StoredFile) -> dict[str, Tensor]:
+    data = _bytes(folder, stored)
+    try:
+        return safetensors.torch.load(data)
     except SafetensorError as error:
+        file = folder / stored.name
         raise ModelError(f"{file}: not a safetensors file ({error}); {REMEDY}", code="checkpoint_damaged") from error
 
 
-def _part(tensors: Tensors, prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def _require_same_model(folder: Path, checkpoint: Checkpoint, model: HierarchicalReasoningModel) -> None:
+def _require_same_training(place: str, checkpoint: Checkpoint, trainer: Trainer) -> None:
+    """A checkpoint continues only under the settings that made it."""
+    model, hrm = trainer.model, trainer.settings.training_params.hrm
     saved, asked = checkpoint.settings, model.settings
     differing = [name for name in ("architecture", "hierarchical") if getattr(saved, name) != getattr(asked, name)]
-    if checkpoint.quantity_max != model.quantity_max:
-        differing.append("trading.max_quantity")
+    differing += [name for name in SCHEDULE if getattr(checkpoint.schedule, name) != getattr(hrm, name)]
+    values = {
+        "act.q_learning_lr": (saved.act.q_learning_lr, asked.act.q_learning_lr),
+        "trading.max_quantity": (checkpoint.quantity_max, model.quantity_max),
+        "total_steps": (checkpoint.total_steps, trainer.total_steps),
+    }
+    differing += [name for name, (then, now) in values.items() if then != now]
     if differing:
         raise ModelError(
-            f"{folder}: saved under other settings of {', '.join(differing)}; use those or train again",
+            f"{place}: saved under other settings of {', '.join(differing)}; use those or train again",
             code="settings_mismatch",
         )
-
-
-def _require_weights(folder: Path, weights: Tensors, model: HierarchicalReasoningModel) -> None:
-    own = model.state_dict()
-    _require_like(folder, weights, {f"{kind}.{name}": own[name] for kind in ("model", "ema") for name in own})
-
-
-def _require_training_state(folder: Path, state: Tensors, trainer: Trainer) -> None:
-    """Optimizer moments must fit the parameters; before the first step there are none."""
-    moments = _part(state, "optimizer.")
-    parameters = [p for group in trainer.optimizer.param_groups for p in group["params"]]
-    expected = {
-        f"{index}.{name}": torch.empty(()) if name == "step" else parameter
-        for index, parameter in enumerate(parameters)
-        for name in ("step", "exp_avg", "exp_avg_sq")
-    }
-    if moments:
-        _require_like(folder, moments, expected)
-    if "generator" not in state:
-        raise ModelError(f"{folder}: the training state has no generator; {REMEDY}", code="checkpoint_damaged")
-
-
-def _require_like(folder: Path, tensors: Tensors, expected: Tensors) -> None:
-    wrong = sorted(set(tensors) ^ set(expected)) or sorted(
-        name for name, tensor in tensors.items() if tensor.shape != expected[name].shape
-    )
-    wrong = wrong or sorted(name for name, tensor in tensors.items() if not tensor.isfinite().all())
-    if wrong:
-        raise ModelError(
-            f"{folder}: tensors that are missing, unknown, misshapen or not finite: {', '.join(wrong[:5])}; {REMEDY}",
-            code="checkpoint_damaged",
-        )
-
-
-def _weights(trainer: Trainer) -> dict[str, Tensor]:
-    raw = {f"model.{name}": tensor for name, tensor in trainer.model.state_dict().items()}
-    return raw | {f"ema.{name}": tensor for name, tensor in trainer.ema.state_dict().items()}
-
-
-def _training_state(trainer: Trainer) -> dict[str, Tensor]:
-    state = {
-        f"optimizer.{index}.{name}": tensor
-        for index, moments in trainer.optimizer.state_dict()["state"].items()
-        for name, tensor in moments.items()
-    }
-    if trainer.rows is not None:
-        state |= {f"batch.{name}": tensor for name, tensor in trainer.rows.batch.items()}
-        state |= {f"carry.{name}": tensor for name, tensor in trainer.rows.carry._asdict().items()}
-        state |= {"rows.steps": trainer.rows.steps, "rows.halted": trainer.rows.halted}
-    return state | {"generator": trainer.generator.get_state()}
-
-
-def _restore_training_state(trainer: Trainer, state: Tensors) -> None:
-    moments: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in _part(state, "optimizer.").items():
-        index, name = key.split(".")
-        moments.setdefault(int(index), {})[name] = tensor
-    groups = trainer.optimizer.state_dict()["param_groups"]
-    trainer.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-    trainer.generator.set_state(state["generator"])
-    if "rows.steps" in state:
-        trainer.restart_rows(_rows(state, trainer.device))
-    else:
-        trainer.rows = None
-
-
-def _rows(state: Tensors, device: torch.device) -> Rows:
-    on_device = {name: tensor.to(device) for name, tensor in state.items()}
-    batch = _part(on_device, "batch.")
-    carry = Carry(on_device["carry.z_H"], on_device["carry.z_L"])
-    return Rows(batch, carry, on_device["rows.steps"], on_device["rows.halted"])
-
-
-def _restore_monitor(trainer: Trainer, checkpoint: Checkpoint) -> None:
-    monitor = ConvergenceMonitor(trainer.monitor.snapshot_every, trainer.snapshot())
-    monitor.average = checkpoint.loss_average
-    monitor.observations, monitor.recoveries = checkpoint.observations, checkpoint.recoveries
-    trainer.monitor = monitor
