@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from core.actions import N_ACTIONS, SAFE_DECISION, legal_actions
+from core.advantages import gae
 from core.observation import Observation, ObservationSchema
 from core.settings import PpoTraining, Settings
 
@@ -226,23 +227,17 @@ def _collect(network: PpoNetwork, env: VectorEnv, hyper: PpoTraining, waived: fl
         dones.append(torch.from_numpy(done))
     last_bars, last_account, *_ = env.observe()
     values.append(network(torch.from_numpy(last_bars), torch.from_numpy(last_account))[2])
-    advantage = gae(torch.stack(rewards) * REWARD_SCALE, torch.stack(values), torch.stack(dones), hyper)
+    advantage = _advantages(torch.stack(rewards) * REWARD_SCALE, torch.stack(values), torch.stack(dones), hyper)
     target = advantage + torch.stack(values[:-1])
     bars, account, position, log_quantity, action, log_prob = (torch.cat(c) for c in zip(*steps, strict=True))
     rollout = Rollout(bars, account, position, log_quantity, action, log_prob, advantage.flatten(), target.flatten())
     return rollout, float(torch.stack(rewards).mean())
 
 
-def gae(rewards: Tensor, values: Tensor, dones: Tensor, hyper: PpoTraining) -> Tensor:
-    """Generalised advantage estimation (Schulman et al. 2016): [T, E] from rewards, dones [T, E], values [T + 1, E]."""
-    advantage = torch.zeros_like(rewards)
-    running = torch.zeros_like(rewards[0])
-    for t in range(len(rewards) - 1, -1, -1):
-        alive = 1.0 - dones[t].float()
-        delta = rewards[t] + hyper.gamma * values[t + 1] * alive - values[t]
-        running = delta + hyper.gamma * hyper.gae_lambda * alive * running
-        advantage[t] = running
-    return advantage
+def _advantages(rewards: Tensor, values: Tensor, dones: Tensor, hyper: PpoTraining) -> Tensor:
+    """[T, E] from rewards, dones [T, E] and values [T + 1, E]."""
+    arrays = (rewards.numpy(), values.numpy(), dones.numpy())
+    return torch.from_numpy(gae(*arrays, gamma=hyper.gamma, gae_lambda=hyper.gae_lambda))
 
 
 def _update(network: PpoNetwork, optimizer: torch.optim.Optimizer, rollout: Rollout, hyper: PpoTraining) -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from baselines.export import export
-from baselines.ppo import PpoAgent, PpoNetwork, gae, log_policy, train
+from baselines.ppo import PpoAgent, PpoNetwork, log_policy, train
 from core.actions import TARGET_OF, Action, legal_actions
 from core.observation import Observation, ObservationSchema
 from core.settings import Settings, load_settings
@@ -68,23 +68,6 @@ def test_the_same_seed_trains_the_same_agent() -> None:
     trained = [train(PlantedEdge(32, 0), SCHEMA, settings(total_timesteps="1500"), seed=7) for _ in range(2)]
     for ours, theirs in zip(*(agent.network.parameters() for agent in trained), strict=True):
         assert torch.equal(ours, theirs)
-
-
-def test_advantages_are_the_discounted_sum_of_temporal_differences() -> None:
-    hyper = settings().training_params.ppo
-    generator = torch.Generator().manual_seed(0)
-    rewards, values = torch.randn(5, 3, generator=generator), torch.randn(6, 3, generator=generator)
-    dones = torch.zeros(5, 3, dtype=torch.bool)
-    dones[2, 1] = True
-    result = gae(rewards, values, dones, hyper)
-    for e in range(3):
-        for t in range(5):
-            expected, weight = 0.0, 1.0
-            for k in range(t, 5):
-                alive = 0.0 if dones[k, e] else 1.0
-                expected += weight * (rewards[k, e] + hyper.gamma * alive * values[k + 1, e] - values[k, e])
-                weight *= hyper.gamma * hyper.gae_lambda * alive
-            assert float(result[t, e]) == pytest.approx(float(expected), abs=1e-5)
 
 
 def test_illegal_actions_have_no_probability() -> None:
