@@ -30,9 +30,10 @@ def solve(book: Book) -> Optimum:
 
 
 def binding_limits(book: Book) -> Targets:
-    """How many of the two limits the optimum without limits would break, [B] in {0, 1, 2}: a measure of difficulty.
+    """How many of the two limits the optimum without limits would break, [B] in {0, 1, 2}.
 
-    Where none is broken the limits cost nothing; where one or both are, instruments compete for them.
+    0: the limits cost nothing. It says what binds, not how hard the choice is: under BookLaw greedy loses as much
+    where nothing binds, since more is held and weighed; the spread of the max-marginals tells hard from easy better.
     """
     unlimited = np.full(len(book), book.instruments)
     wanted = solve(replace(book, gross=unlimited, net=unlimited)).targets
