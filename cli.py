@@ -51,6 +51,10 @@ class Algorithm(StrEnum):
     ppo = "ppo"
 
 
+class Task(StrEnum):
+    instrument = "instrument"
+
+
 class Bench(StrEnum):
     learning = "learning"
     env = "env"
@@ -208,14 +212,20 @@ def trade(
 @app.command()
 def bench(
     name: Bench,
-    seeds: Annotated[int, typer.Option(min=1, help="learning: how many seeds.")] = 3,
+    task: Annotated[Task, typer.Option(help="learning: what is learned.")] = Task.instrument,
+    budget_s: Annotated[float, typer.Option(min=0.1, help="learning: seconds of training for each contender.")] = 120.0,
+    seeds: Annotated[int, typer.Option(min=1, help="learning: how many seeds.")] = 5,
+    contenders: Annotated[str | None, typer.Option(help="learning: some of them only, such as hrm,ppo.")] = None,
     preset: Preset = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure: `learning` (scores by seed), `env`, `engine`. Medians of several runs."""
+    """Measure: `learning` (scores after the same training time), `env`, `engine`. Medians of several runs."""
     from importlib import import_module
 
-    options = {"seeds": seeds} if name is Bench.learning else {}
+    options: dict[str, Any] = {}
+    if name is Bench.learning:
+        options = {"task": task.value, "budget_s": budget_s, "seeds": seeds}
+        options |= {"contenders": tuple(contenders.split(","))} if contenders else {}
     answer(import_module(f"benchmarks.{name.value}").run(_settings(preset), **options), as_json)
 
 

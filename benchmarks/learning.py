@@ -1,55 +1,55 @@
-"""Scores on the synthetic market, by seed: does HRM learn, and more than the PPO, on the same observations?
-
-Score: fraction of the exact optimum on held-out sessions (0 always flat, 1 the oracle), along the agent's own path.
-Confidence intervals are over seeds (t distribution), so they include the luck of training.
-"""
+"""`hrm bench learning`: what is learned in a given time, beside the incumbent, the controls and the ceiling."""
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-from scipy import stats
+import torch
+from rich.console import Console
+from rich.table import Table
 
-from baselines import rules
+from benchmarks import instrument
+from benchmarks.contenders import CONTENDERS, training_device
 from benchmarks.machine import described
+from core.errors import ConfigError
 from core.settings import Settings
-from flows.train import train_and_publish
-from trading.dataset import build_dataset
-from trading.evaluation import evaluate
+from flows.progress import bars
 
 
-def run(settings: Settings, seeds: int = 3) -> dict[str, Any]:
-    results: dict[str, list[dict[str, Any]]] = {"hrm": [], "ppo": []}
-    with tempfile.TemporaryDirectory(prefix="hrm-bench-") as folder:
-        paths = settings.paths.model_copy(update={"state_dir": Path(folder)})
-        settings = settings.model_copy(update={"paths": paths})
-        for seed in range(seeds):
-            for algorithm, found in results.items():
-                found.append(train_and_publish(settings, algorithm, None, seed=seed, version=f"seed-{seed}"))
-        data = build_dataset(settings, None, 0)
-        hold = evaluate(rules.hold, data.test, data.schema, data.cost_bps)
-    answers = {algorithm: _over_seeds(found) for algorithm, found in results.items()}
-    better = [h["score"] > p["score"] for h, p in zip(results["hrm"], results["ppo"], strict=True)]
-    return (
-        described(seeds)
-        | {"task": "instrument", "device": "cpu", "preset": settings.preset, "seeds": seeds}
-        | answers
-        | {"hold": {"score": hold.score}, "hrm_better_with_every_seed": all(better)}
-    )
+def run(
+    settings: Settings, *, task: str, budget_s: float, seeds: int, contenders: tuple[str, ...] = CONTENDERS
+) -> dict[str, Any]:
+    """Train every contender for `budget_s` seconds with each of `seeds` seeds; the numbers, and a table on stderr.
+
+    Raises ConfigError for a contender that does not exist.
+    """
+    unknown = [name for name in contenders if name not in CONTENDERS]
+    if unknown:
+        raise ConfigError(f"no such contender: {', '.join(unknown)}; there are {', '.join(CONTENDERS)}")
+    console = Console(stderr=True)
+    with bars(console):
+        found = instrument.run(settings, contenders, budget_s=budget_s, seeds=seeds)
+    answer = {**described(seeds), "task": task, "budget_s": budget_s, "device": _device(), "preset": settings.preset}
+    answer |= {"seeds": seeds} | found
+    console.print(_table(answer))
+    return answer
 
 
-def _over_seeds(found: list[dict[str, Any]]) -> dict[str, Any]:
-    scores = np.array([result["score"] for result in found])
-    half = float("nan")
-    if len(scores) > 1:
-        half = float(stats.t.ppf(0.975, len(scores) - 1) * scores.std(ddof=1) / np.sqrt(len(scores)))
-    return {
-        "score": float(scores.mean()),
-        "ci95_low": float(scores.mean()) - half,
-        "ci95_high": float(scores.mean()) + half,
-        "scores": scores.tolist(),
-        "train_s": float(np.median([result["train_s"] for result in found])),
-    }
+def _device() -> str:
+    return torch.cuda.get_device_name() if training_device().type == "cuda" else "cpu"
+
+
+def _table(answer: dict[str, Any]) -> Table:
+    """One row per contender."""
+    table = Table(title=f"{answer['task']}, {answer['budget_s']:.0f} s each, {answer['seeds']} seed(s)", box=None)
+    for column in ("", "score", "95 % interval", "rows seen", "parameters"):
+        table.add_column(column, justify="left" if column == "" else "right")
+    for name in (*CONTENDERS, "hold"):
+        if name in answer:
+            table.add_row(name.replace("_", " "), *_cells(answer[name]))
+    return table
+
+
+def _cells(numbers: dict[str, Any]) -> tuple[str, str, str, str]:
+    interval = f"{numbers['ci95_low']:.3f} to {numbers['ci95_high']:.3f}"
+    return f"{numbers['score']:.3f}", interval, f"{numbers.get('rows', 0):,.0f}", f"{numbers.get('parameters', 0):,.0f}"

@@ -1,0 +1,151 @@
+"""Who is compared on one instrument: the HRM, the incumbent PPO and two plain transformers, each given the same time.
+
+All see the same observations of the same sessions and are chosen on the same validation sessions.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from baselines import ppo
+from benchmarks.training_clock import fit
+from core.actions import legal_actions
+from core.settings import Settings
+from flows.progress import report
+from hrm import control
+from hrm.act import AdaptiveComputationTime
+from hrm.batch import MarketSampler, MarketTable
+from hrm.losses import Imitation
+from hrm.model import HierarchicalReasoningModel
+from hrm.thinking import think
+from hrm.trainer import DeepSupervisionTrainer
+from trading.dataset import Dataset, training_env, training_table
+from trading.env import Policy
+from trading.evaluation import evaluate
+
+VALIDATION_SESSIONS = 100  # enough to rank weights, few enough to leave the time to training
+UNKNOWN_STEPS = 10_000  # until the rate is known
+PPO_THREADS = 4  # small matrices: more threads wait more than they compute
+
+SETTINGS_OF: dict[str, Callable[[Settings], Settings]] = {
+    "hrm": lambda settings: settings,
+    "transformer": control.same_size,
+    "transformer_same_compute": control.same_compute,
+}
+CONTENDERS = ("hrm", "ppo", "transformer", "transformer_same_compute")
+
+
+@dataclass(frozen=True, eq=False)
+class Contender:
+    """What a training left: how it decides and what it took. `model` is None for the PPO."""
+
+    policy: Policy
+    model: HierarchicalReasoningModel | None
+    facts: dict[str, Any]  # train_s, and of a model its steps, rows, parameters and validation looks
+
+
+@dataclass(frozen=True, eq=False)
+class ModelDecisions:
+    """B decisions of a model."""
+
+    action: NDArray[np.int64]
+    quantity: NDArray[np.float64]  # units
+    segments: NDArray[np.int64]
+
+
+def training_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def train(name: str, data: Dataset, settings: Settings, *, budget_s: float, seed: int) -> Contender:
+    """Train one of CONTENDERS for `budget_s` seconds."""
+    if name == "ppo":
+        return _train_ppo(data, settings, budget_s=budget_s, seed=seed)
+    return _train_model(name, data, SETTINGS_OF[name](settings), budget_s=budget_s, seed=seed)
+
+
+def policy_of(model: HierarchicalReasoningModel) -> Policy:
+    """Greedy legal decisions of a model on its own device, thinking until its halting rule says stop."""
+    act, device = AdaptiveComputationTime(model.settings), model.recurrence.H_init.device
+
+    def decide(
+        bars: NDArray[np.float32],
+        account: NDArray[np.float32],
+        complexity: NDArray[np.float32],
+        position: NDArray[np.int64],
+    ) -> ModelDecisions:
+        seen = [torch.from_numpy(array).to(device) for array in (bars, account, complexity)]
+        thought = think(model, act, (seen[0], seen[1]), seen[2])
+        logits = np.where(legal_actions(position), thought.action_logits.cpu().numpy(), -np.inf)
+        quantity = thought.log_quantity.exp().clamp(1.0, model.quantity_max).double().cpu().numpy()
+        return ModelDecisions(logits.argmax(1), quantity, thought.segments.cpu().numpy())
+
+    return decide
+
+
+def _train_model(name: str, data: Dataset, settings: Settings, *, budget_s: float, seed: int) -> Contender:
+    device = training_device()
+    torch.set_num_threads(1)
+    torch.compiler.reset()  # else torch gives up compiling after eight models
+    model = HierarchicalReasoningModel(
+        settings.hierarchical_reasoning_model, data.schema, settings.trading.max_quantity, seed=seed
+    )
+    objective = Imitation(
+        cost_bps=data.label_cost_bps,
+        label_temperature=data.label_temperature_bps / data.label_cost_bps,
+        reward_shaping=settings.hierarchical_reasoning_model.act.reward_shaping,
+    )
+    trainer = DeepSupervisionTrainer(model, settings, objective, total_steps=UNKNOWN_STEPS, seed=seed, device=device)
+    table = MarketTable(**training_table(data, settings))
+    sampler = MarketSampler(table, data.schema.window, seed=seed, device=device)
+    policy, rows = policy_of(trainer.ema), settings.performance.batch_size
+    done = fit(
+        trainer,
+        sampler.batches(rows),
+        lambda: _validation_loss(policy, data),
+        budget_s=budget_s,
+        report=lambda ratio, note: report(f"{name}, seed {seed}", ratio, note),
+    )
+    facts = {
+        "train_s": done.train_s,
+        "steps": done.steps,
+        "rows": done.steps * rows,
+        "parameters": model.parameter_count,
+        "block_passes": control.block_passes(settings),
+        "looks": done.looks,
+    }
+    return Contender(policy, trainer.ema, facts)
+
+
+def _train_ppo(data: Dataset, settings: Settings, *, budget_s: float, seed: int) -> Contender:
+    torch.set_num_threads(PPO_THREADS if training_device().type == "cuda" else 1)
+    started = time.monotonic()
+    samples = 0
+
+    def watch(done: int, total: int, reward_bps: float) -> None:
+        nonlocal samples
+        samples = done
+        report(f"ppo, seed {seed}", done / total, f"{reward_bps:+.2f} bps a step")
+
+    agent = ppo.train(
+        training_env(data, settings, seed),
+        data.schema,
+        settings,
+        seed=seed,
+        progress=watch,
+        validate=lambda candidate: _validation_loss(candidate.decide_batch, data),
+        budget_s=budget_s,
+    )
+    return Contender(agent.decide_batch, None, {"train_s": time.monotonic() - started, "rows": samples})
+
+
+def _validation_loss(policy: Policy, data: Dataset) -> float:
+    sessions = data.validation.sessions[:VALIDATION_SESSIONS]
+    return evaluate(policy, data.validation, data.schema, data.cost_bps, sessions).loss_bps
