@@ -94,25 +94,13 @@ def _price(table: Floats, loadings: Floats, multipliers: Floats, priced: Floats)
 def _minimise_dual(table: Floats, loadings: Floats, limits: Targets, goal: float) -> tuple[float, Floats]:
     """Bound g and s[k, v] at the best multipliers a subgradient method with Polyak steps finds."""
     instruments, factors = loadings.shape
-    gross, net = limits
     multipliers, slope = np.zeros(factors + 2), np.empty(factors + 2)
     best_multipliers, best = multipliers.copy(), np.inf
     priced = np.empty((instruments, 3))
     relaxation = 1.0
     for _ in range(1 + instruments**2 // 8):  # about where a tighter bound stops paying for itself
         _price(table, loadings, multipliers, priced)
-        w, gamma, nu = multipliers[:factors], multipliers[factors], multipliers[factors + 1]
-        bound = 0.5 * np.sum(w * w) + gamma * gross + abs(nu) * net
-        slope[:factors] = w
-        used, held = 0, 0
-        for k in range(instruments):
-            target = int(np.argmax(priced[k])) - 1
-            bound += priced[k, target + 1]
-            used += abs(target)
-            held += target
-            slope[:factors] -= target * loadings[k]
-        slope[factors] = gross - used
-        slope[factors + 1] = min(max(held, -net), net) - held if nu == 0.0 else np.sign(nu) * net - held
+        bound = _dual(priced, loadings, limits, multipliers, slope)
         if bound < best - TIE:
             best = bound
             best_multipliers[:] = multipliers
@@ -129,6 +117,26 @@ def _minimise_dual(table: Floats, loadings: Floats, limits: Targets, goal: float
 
 
 @njit(cache=True)
+def _dual(priced: Floats, loadings: Floats, limits: Targets, multipliers: Floats, slope: Floats) -> float:
+    """g at the multipliers; its subgradient goes into `slope`."""
+    factors = loadings.shape[1]
+    gross, net = limits
+    w, gamma, nu = multipliers[:factors], multipliers[factors], multipliers[factors + 1]
+    bound = 0.5 * np.sum(w * w) + gamma * gross + abs(nu) * net
+    slope[:factors] = w
+    used, held = 0, 0
+    for k in range(len(priced)):
+        target = int(np.argmax(priced[k])) - 1
+        bound += priced[k, target + 1]
+        used += abs(target)
+        held += target
+        slope[:factors] -= target * loadings[k]
+    slope[factors] = gross - used
+    slope[factors + 1] = min(max(held, -net), net) - held if nu == 0.0 else np.sign(nu) * net - held
+    return float(bound)
+
+
+@njit(cache=True)
 def _search(
     table: Floats, loadings: Floats, limits: Targets, ends: tuple[float, float], priced: Floats, marginals: Floats
 ) -> Targets:
@@ -137,7 +145,7 @@ def _search(
     instruments, factors = loadings.shape
     gross, net = limits
     reduced, ranked, order = _decided_first(priced)
-    best = np.zeros(instruments, dtype=np.int64)
+    best, p = np.zeros(instruments, dtype=np.int64), np.zeros(instruments, dtype=np.int64)
     chosen = np.zeros(instruments, dtype=np.int64)  # rank of the target tried at a depth
     spent = np.zeros(instruments + 1)  # sum of reduced costs above a depth, and so on
     value = np.zeros(instruments + 1)
@@ -172,13 +180,12 @@ def _search(
             continue
         total = value[below] - 0.5 * np.sum(exposure[below] * exposure[below])
         for at in range(instruments):
-            j = order[at]
-            u = ranked[j, chosen[at]]
-            marginals[j, u] = max(marginals[j, u], total)
+            p[order[at]] = ranked[order[at], chosen[at]] - 1
+        for j in range(instruments):
+            marginals[j, p[j] + 1] = max(marginals[j, p[j] + 1], total)
         if total > incumbent:
             incumbent = total
-            for at in range(instruments):
-                best[order[at]] = ranked[order[at], chosen[at]] - 1
+            best[:] = p
     return best
 
 
