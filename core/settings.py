@@ -55,7 +55,7 @@ class Architecture(Section):
     h_layers: Count
     l_layers: Count
     expansion: Positive
-    positions: Literal["rotary", "learned"]
+    positions: Literal["rotary", "learned", "none"]
 
     @model_validator(mode="after")
     def _heads_divide_widths(self) -> Architecture:
@@ -160,9 +160,16 @@ class PpoTraining(Section):
     cost_warmup_ratio: Ratio
 
 
+class FineTuning(Section):
+    learning_rate: Positive
+    total_timesteps: Count
+    kl_coef: float = Field(ge=0)
+
+
 class TrainingParams(Section):
     hrm: HrmTraining
     ppo: PpoTraining
+    fine_tuning: FineTuning
 
 
 class ModelManagement(Section):
@@ -207,6 +214,7 @@ class Gates(Section):
     parallel_validation: tuple[Limit, ...]
     gradual_migration: tuple[Limit, ...]
     full_deployment: tuple[Limit, ...]
+    export: tuple[Limit, ...]
 
 
 class Rollout(Section):

@@ -109,12 +109,17 @@ class Attention(nn.Module):
         return merged
 
 
+def inner_width(width: int, expansion: float) -> int:
+    """round(expansion * w * 2 / 3), rounded up to a multiple of 256."""
+    return math.ceil(round(expansion * width * 2 / 3) / INNER_MULTIPLE) * INNER_MULTIPLE
+
+
 class SwiGLU(nn.Module):
-    """down(silu(gate) * up); inner width = round(expansion * w * 2 / 3), rounded up to a multiple of 256."""
+    """down(silu(gate) * up)."""
 
     def __init__(self, width: int, expansion: float) -> None:
         super().__init__()
-        inner = math.ceil(round(expansion * width * 2 / 3) / INNER_MULTIPLE) * INNER_MULTIPLE
+        inner = inner_width(width, expansion)
         self.gate_up = Linear(width, 2 * inner)
         self.down = Linear(inner, width)
 

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from core.settings import Architecture, Hierarchical
+from hrm import kernels
 from hrm.layers import Block, Level, Linear, truncated_normal_
 
 GradientApproximation = Literal["one_step", "last_cycle", "full_bptt"]
@@ -45,7 +46,8 @@ class Recurrence(nn.Module):
     ) -> None:
         super().__init__()
         h, l, e = architecture.h_module_dim, architecture.l_module_dim, architecture.embedding_dim  # noqa: E741
-        self.cycles, self.steps = hierarchical.N_cycles, hierarchical.T_timesteps
+        self.cycles, self.steps, self.heads = hierarchical.N_cycles, hierarchical.T_timesteps, architecture.num_heads
+        self.fused = False  # passes without gradient in hrm/kernels.py; where they are `available`, a trainer says so
         self.gradient, self.tokens = gradient, tokens
         self.reset_mechanism = hierarchical.reset_mechanism
         self.f_H = _level(architecture, h, architecture.h_layers, tokens)
@@ -68,7 +70,7 @@ class Recurrence(nn.Module):
         for _ in range(self.cycles - 1):
             with self._gradient_if(self.gradient == "full_bptt"):
                 z_L = self._think(z_H, z_L, x, self.steps)
-                z_H = self.f_H(z_H, self.L_to_H(z_L))
+                z_H = self._run(self.f_H, z_H, self.L_to_H(z_L))
             z_L = self._reset(z_L)
         with self._gradient_if(self.gradient != "one_step"):
             settled = self._think(z_H, z_L, x, self.steps - 1)
@@ -76,14 +78,23 @@ class Recurrence(nn.Module):
             # One-step takes the Jacobian of the skipped steps as the identity: that is how the gate learns.
             settled = settled.detach() + (z_L - z_L.detach())
         z_L = self._think(z_H, settled, x, 1)
-        return self.f_H(z_H, self.L_to_H(z_L)), z_L
+        return self._run(self.f_H, z_H, self.L_to_H(z_L)), z_L
 
     def _think(self, z_H: Tensor, z_L: Tensor, x: Tensor, steps: int) -> Tensor:
         """`steps` updates of the low level under one fixed high-level state."""
         injection = self.H_to_L(z_H) + x
         for _ in range(steps):
-            z_L = self.f_L(z_L, injection)
+            z_L = self._run(self.f_L, z_L, injection)
         return z_L
+
+    def _run(self, level: Level, z: Tensor, injection: Tensor) -> Tensor:
+        """One pass of a level, by fused kernels where they are switched on and no gradient is wanted."""
+        if self.fused and kernels.supports(z, self.heads):
+            rotary = (level.cos, level.sin) if level.rotary else None
+            weights = kernels.level_weights(level, z.dtype)
+            return kernels.level_forward(z, injection, weights, heads=self.heads, rotary=rotary)
+        passed: Tensor = level(z, injection)
+        return passed
 
     def _reset(self, z_L: Tensor) -> Tensor:
         if self.reset_mechanism == "hard":

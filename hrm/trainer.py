@@ -5,8 +5,9 @@ age; a row that halted takes the offered batch's row and starts from the fixed i
 keeps its own, and what the batch offered for it is dropped. So one optimiser step mixes ages, and the carry never
 carries a gradient from one segment to the next: memory does not grow with segments.
 
-On CUDA a step computes in bfloat16 over float32 weights, is compiled, and is replayed as one CUDA graph. In several
-processes (torchrun) each trains its share of the rows: gradients, losses and draws are those of one process with all.
+On CUDA a step computes in bfloat16 over float32 weights, is compiled, is replayed as one CUDA graph, and is judged
+while the next one runs. In several processes (torchrun) each trains its share of the rows: gradients, losses and draws
+are those of one process with all.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from core.errors import ConfigError
 from core.settings import Settings
 from hrm.act import AdaptiveComputationTime
 from hrm.batch import Batch, rows_of
-from hrm.capture import Captured
+from hrm.capture import Captured, Readback
 from hrm.convergence import ConvergenceMonitor
 from hrm.distributed import World
+from hrm.kernels import available
 from hrm.losses import Objective
 from hrm.model import Carry, ReasoningModel
 from hrm.optimizer import Ema, learning_rate_factor, make_optimizer
@@ -69,6 +71,7 @@ class DeepSupervisionTrainer(Generic[Model]):
         _check(settings, total_steps)
         self.device, self.world = torch.device(device), World.current()
         self.model = model.to(self.device)
+        self.model.recurrence.fused = available(self.device)
         self.model.recurrence.gradient = settings.deep_supervision.gradient_approximation
         self.settings, self.total_steps = settings, total_steps
         self.objective = objective.to(self.device)
@@ -77,7 +80,8 @@ class DeepSupervisionTrainer(Generic[Model]):
         self._ema = Ema(model, settings.training_params.hrm.ema_decay)
         self.monitor = ConvergenceMonitor(settings.model_management.checkpoint_frequency, self.snapshot())
         self.generator = torch.Generator(self.device).manual_seed(seed)
-        self.step = 0
+        self.step, self._loss = 0, float("nan")
+        self._verdicts = Readback()
         self.rows: Rows | None = None
         self.last: Segment | None = None
 
@@ -92,21 +96,25 @@ class DeepSupervisionTrainer(Generic[Model]):
         return torch.bfloat16 if self.device.type == "cuda" else torch.float32
 
     def train_step(self, batch: Batch) -> float:
-        """One segment and one optimiser step; `batch` refills the halted rows. Returns the segment's loss.
+        """One segment and one optimiser step; `batch` refills the halted rows.
 
-        A call with another B starts all rows afresh. A step whose loss or gradient is not finite, or whose loss
-        explodes, changes nothing: the last stable state returns with half the learning rate. Raises ModelError
-        after the third time.
+        Returns the segment's loss, on CUDA the one before's: the device is given this step before that is read. A
+        call with another B starts all rows afresh. After a step whose loss or gradient is not finite, or whose loss
+        explodes, the last stable state returns with half the learning rate. Raises ModelError after the third time.
         """
         self._offer(batch)
         self._propagate()
-        value, norm = self._verdict.tolist()  # the step's only wait
-        if self.monitor.diverged(value, norm):
-            self._recover(value, norm)
-            return float(value)
         self._update()
-        self.monitor.observe(value, self.step, self.snapshot)
-        return float(value)
+        self._verdicts.put(self.step, self._verdict)
+        # A snapshot may hold nothing that has not been judged.
+        settles = self.device.type == "cpu" or self.step == 1 or self.step % self.monitor.snapshot_every == 0
+        for step, (loss, norm) in self._verdicts.take(lag=0 if settles else 1):
+            self._loss = loss
+            if self.monitor.diverged(loss, norm):
+                self._recover(step, loss, norm)
+                break
+            self.monitor.observe(loss, step, self.snapshot)
+        return self._loss
 
     def metrics(self) -> dict[str, float]:
         """The last segment's loss and its parts, residuals, halting and learning rate; empty before the first.
@@ -118,7 +126,7 @@ class DeepSupervisionTrainer(Generic[Model]):
             return {}
         parts = {name: float(part) for name, part in self.last.parts.items()}
         return parts | {
-            "total": float(self._verdict[0]),
+            "total": self._loss,
             "segments": float(self.rows.steps.float().mean()),
             "halted_ratio": float(self.rows.halted.float().mean()),
             "learning_rate": float(self.optimizer.param_groups[0]["lr"]),
@@ -205,8 +213,11 @@ class DeepSupervisionTrainer(Generic[Model]):
         self._ema.update(self.step)
         self.step += 1
 
-    def _recover(self, loss: float, gradient_norm: float) -> None:
-        state = self.monitor.recover(self.step, loss, gradient_norm)
+    def _recover(self, step: int, loss: float, gradient_norm: float) -> None:
+        """Back to before `step`: weights, average, optimiser and schedule; all rows start afresh."""
+        state = self.monitor.recover(step - 1, loss, gradient_norm)
+        self.step = step - 1
+        self._verdicts.clear()
         self.model.load_state_dict(state["model"])
         self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
