@@ -13,6 +13,7 @@ identical sequence of losses, given the same batches; in another number of proce
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,6 +70,7 @@ class Checkpoint(BaseModel):
     schedule: HrmTraining
     total_steps: int = Field(ge=1)
     step: int = Field(ge=0)
+    loss: float | None = Field(description="the last one that was judged")
     loss_average: float | None
     observations: int = Field(ge=0)
     recoveries: int = Field(ge=0)
@@ -105,7 +107,7 @@ def load_checkpoint(folder: Path, trainer: Trainer) -> Extra:
     training_state.restore_weights(trainer, state.weights)
     training_state.restore_training(trainer, state.training)
     training_state.restore_rows(trainer, state.rows)
-    trainer.step = checkpoint.step
+    trainer.continue_from(checkpoint.step, math.nan if checkpoint.loss is None else checkpoint.loss)
     training_state.restore_monitor(
         trainer, checkpoint.loss_average, observations=checkpoint.observations, recoveries=checkpoint.recoveries
     )
@@ -194,6 +196,7 @@ def _save(folder: Path, trainer: Trainer, extra: Extra, rows: tuple[StoredFile, 
         schedule=trainer.settings.training_params.hrm,
         total_steps=trainer.total_steps,
         step=trainer.step,
+        loss=trainer.loss if math.isfinite(trainer.loss) else None,
         loss_average=monitor.average,
         observations=monitor.observations,
         recoveries=monitor.recoveries,

@@ -80,7 +80,7 @@ class DeepSupervisionTrainer(Generic[Model]):
         self._ema = Ema(model, settings.training_params.hrm.ema_decay)
         self.monitor = ConvergenceMonitor(settings.model_management.checkpoint_frequency, self.snapshot())
         self.generator = torch.Generator(self.device).manual_seed(seed)
-        self.step, self._loss = 0, float("nan")
+        self.step, self.loss = 0, float("nan")  # steps done; the last loss that was judged
         self._verdicts = Readback()
         self.rows: Rows | None = None
         self.last: Segment | None = None
@@ -109,12 +109,12 @@ class DeepSupervisionTrainer(Generic[Model]):
         # A snapshot may hold nothing that has not been judged.
         settles = self.device.type == "cpu" or self.step == 1 or self.step % self.monitor.snapshot_every == 0
         for step, (loss, norm) in self._verdicts.take(lag=0 if settles else 1):
-            self._loss = loss
+            self.loss = loss
             if self.monitor.diverged(loss, norm):
                 self._recover(step, loss, norm)
                 break
             self.monitor.observe(loss, step, self.snapshot)
-        return self._loss
+        return self.loss
 
     def metrics(self) -> dict[str, float]:
         """The last segment's loss and its parts, residuals, halting and learning rate; empty before the first.
@@ -126,12 +126,17 @@ class DeepSupervisionTrainer(Generic[Model]):
             return {}
         parts = {name: float(part) for name, part in self.last.parts.items()}
         return parts | {
-            "total": self._loss,
+            "total": self.loss,
             "segments": float(self.rows.steps.float().mean()),
             "halted_ratio": float(self.rows.halted.float().mean()),
             "learning_rate": float(self.optimizer.param_groups[0]["lr"]),
             "recoveries": float(self.monitor.recoveries),
         }
+
+    def continue_from(self, step: int, loss: float) -> None:
+        """A checkpoint's step and loss; the weights, the optimiser and the rows are there already."""
+        self.step, self.loss = step, loss
+        self._verdicts.clear()
 
     def restart_rows(self, rows: Rows) -> None:
         """Train on these rows from now on: they keep their data, carry and age."""
