@@ -53,6 +53,7 @@ class Algorithm(StrEnum):
 
 class Task(StrEnum):
     instrument = "instrument"
+    random_walk = "random_walk"
 
 
 class Bench(StrEnum):
@@ -210,12 +211,13 @@ def trade(
 
 
 @app.command()
-def bench(
+def bench(  # noqa: PLR0913, PLR0917 - options of a command, all by name
     name: Bench,
     task: Annotated[Task, typer.Option(help="learning: what is learned.")] = Task.instrument,
     budget_s: Annotated[float, typer.Option(min=0.1, help="learning: seconds of training for each contender.")] = 120.0,
     seeds: Annotated[int, typer.Option(min=1, help="learning: how many seeds.")] = 5,
     contenders: Annotated[str | None, typer.Option(help="learning: some of them only, such as hrm,ppo.")] = None,
+    data: Annotated[Path | None, typer.Option(help="learning: your bars, walked forward, as the task.")] = None,
     preset: Preset = None,
     as_json: AsJson = False,
 ) -> None:
@@ -224,7 +226,7 @@ def bench(
 
     options: dict[str, Any] = {}
     if name is Bench.learning:
-        options = {"task": task.value, "budget_s": budget_s, "seeds": seeds}
+        options = {"task": task.value, "budget_s": budget_s, "seeds": seeds, "data": _existing(data)}
         options |= {"contenders": tuple(contenders.split(","))} if contenders else {}
     answer(import_module(f"benchmarks.{name.value}").run(_settings(preset), **options), as_json)
 

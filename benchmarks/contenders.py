@@ -31,6 +31,7 @@ from trading.env import Policy
 from trading.evaluation import evaluate
 
 VALIDATION_SESSIONS = 100  # enough to rank weights, few enough to leave the time to training
+GPU_TRAIN_SESSIONS = 40_000  # in minutes a GPU sees some thousand sessions dozens of times
 UNKNOWN_STEPS = 10_000  # until the rate is known
 PPO_THREADS = 4  # small matrices: more threads wait more than they compute
 
@@ -62,6 +63,14 @@ class ModelDecisions:
 
 def training_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def for_device(settings: Settings) -> Settings:
+    """The settings with enough training sessions for the device."""
+    if training_device().type == "cpu":
+        return settings
+    law = settings.synthetic_market.model_copy(update={"train_sessions": GPU_TRAIN_SESSIONS})
+    return settings.model_copy(update={"synthetic_market": law})
 
 
 def train(name: str, data: Dataset, settings: Settings, *, budget_s: float, seed: int) -> Contender:
@@ -127,7 +136,11 @@ def _train_model(name: str, data: Dataset, settings: Settings, *, budget_s: floa
 def _train_ppo(data: Dataset, settings: Settings, *, budget_s: float, seed: int) -> Contender:
     torch.set_num_threads(PPO_THREADS if training_device().type == "cuda" else 1)
     started = time.monotonic()
-    samples = 0
+    samples, looks = 0, []
+
+    def validate(candidate: ppo.PpoAgent) -> float:
+        looks.append(_validation_loss(candidate.decide_batch, data))
+        return looks[-1]
 
     def watch(done: int, total: int, reward_bps: float) -> None:
         nonlocal samples
@@ -140,10 +153,11 @@ def _train_ppo(data: Dataset, settings: Settings, *, budget_s: float, seed: int)
         settings,
         seed=seed,
         progress=watch,
-        validate=lambda candidate: _validation_loss(candidate.decide_batch, data),
+        validate=validate,
         budget_s=budget_s,
     )
-    return Contender(agent.decide_batch, None, {"train_s": time.monotonic() - started, "rows": samples})
+    facts = {"train_s": time.monotonic() - started, "rows": samples, "looks": looks}
+    return Contender(agent.decide_batch, None, facts)
 
 
 def _validation_loss(policy: Policy, data: Dataset) -> float:

@@ -14,14 +14,13 @@ from statistics import fmean, median
 from typing import Any
 
 from baselines import rules
-from benchmarks.contenders import Contender, train, training_device
+from benchmarks.contenders import Contender, for_device, train, training_device
 from benchmarks.depth import score_by_segments
 from benchmarks.intervals import named, over_seeds, score_difference
 from core.settings import Settings
 from trading.dataset import Dataset, build_dataset, window_values
 from trading.evaluation import Evaluation, best_targets, evaluate, evaluate_targets, score_interval
 
-GPU_TRAIN_SESSIONS = 40_000  # a GPU sees some thousand sessions dozens of times in minutes
 CPU_DEPTH_SESSIONS = 150  # of the test sessions, for the curve over segments
 
 
@@ -39,9 +38,7 @@ class Seed:
 
 def run(settings: Settings, names: tuple[str, ...], *, budget_s: float, seeds: int) -> dict[str, Any]:
     """The answer of `hrm bench learning --task instrument` for the contenders `names`."""
-    if training_device().type == "cuda":
-        law = settings.synthetic_market.model_copy(update={"train_sessions": GPU_TRAIN_SESSIONS})
-        settings = settings.model_copy(update={"synthetic_market": law})
+    settings = for_device(settings)
     found = [_one_seed(settings, names, budget_s=budget_s, seed=seed) for seed in range(seeds)]
     ceiling = fmean(seed.window_ceiling for seed in found)
     answer: dict[str, Any] = {"window_ceiling": ceiling, "data_s": median(seed.data_s for seed in found)}

@@ -46,8 +46,15 @@ class Clock:
     @property
     def to_train_s(self) -> float:
         """To be spent on steps in all: what the looks leave, the coming ones estimated by those that were."""
-        per_look_s = self.looking_s / self.looked if self.looked else 0.0
-        return self.budget_s - per_look_s * self.looks
+        return self.budget_s - self.per_look_s * self.looks
+
+    @property
+    def per_look_s(self) -> float:
+        return self.looking_s / self.looked if self.looked else 0.0
+
+    @property
+    def has_time_to_look(self) -> bool:
+        return self.elapsed_s + self.per_look_s <= self.budget_s
 
     def steps_in_all(self, step: int) -> int | None:
         """How many steps the time will allow, seen after number `step`; None before the rate is known."""
@@ -88,6 +95,8 @@ def fit(
     looks: list[float] = []
     best: dict[str, Any] = {}
     for share in LOOKS_AT:
+        if looks and not clock.has_time_to_look:
+            break
         _train_until(share, trainer, batches, clock, report)
         looks.append(clock.look(validate))
         if looks[-1] == min(looks):
