@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from hrm.batch import MarketSampler, MarketTable
+from hrm.distributed import World
 
 WINDOW, BARS = 4, 12
 
@@ -43,3 +44,12 @@ def test_a_seed_is_a_sequence_of_batches() -> None:
     drawn = [[batch["q_values"] for batch in itertools.islice(each, 5)] for each in (first, again, other)]
     assert torch.equal(torch.stack(drawn[0]), torch.stack(drawn[1]))
     assert not torch.equal(torch.stack(drawn[0]), torch.stack(drawn[2]))
+
+
+def test_processes_gather_their_shares_of_the_same_global_batch() -> None:
+    whole = MarketSampler(table(), WINDOW, seed=3)
+    shares = [MarketSampler(table(), WINDOW, seed=3, world=World(rank, 2)) for rank in (0, 1)]
+    for _ in range(3):
+        batch, parts = whole.batch(8), [share.batch(8) for share in shares]
+        for name, rows in batch.items():
+            assert torch.equal(torch.cat([part[name] for part in parts]), rows), name
