@@ -53,6 +53,7 @@ class Algorithm(StrEnum):
 
 class Task(StrEnum):
     instrument = "instrument"
+    book = "book"
     random_walk = "random_walk"
 
 

@@ -40,7 +40,6 @@ SETTINGS_OF: dict[str, Callable[[Settings], Settings]] = {
     "transformer": control.same_size,
     "transformer_same_compute": control.same_compute,
 }
-CONTENDERS = ("hrm", "ppo", "transformer", "transformer_same_compute")
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +73,7 @@ def for_device(settings: Settings) -> Settings:
 
 
 def train(name: str, data: Dataset, settings: Settings, *, budget_s: float, seed: int) -> Contender:
-    """Train one of CONTENDERS for `budget_s` seconds."""
+    """Train `hrm`, `ppo`, `transformer` or `transformer_same_compute` for `budget_s` seconds."""
     if name == "ppo":
         return _train_ppo(data, settings, budget_s=budget_s, seed=seed)
     return _train_model(name, data, SETTINGS_OF[name](settings), budget_s=budget_s, seed=seed)

@@ -21,6 +21,7 @@ from core.settings import Settings
 from trading.dataset import Dataset, build_dataset, window_values
 from trading.evaluation import Evaluation, best_targets, evaluate, evaluate_targets, score_interval
 
+CONTENDERS = ("hrm", "ppo", "transformer", "transformer_same_compute")
 CPU_DEPTH_SESSIONS = 150  # of the test sessions, for the curve over segments
 
 

@@ -1,11 +1,11 @@
 """`hrm bench learning`: what is learned in a given time, beside the incumbent, the controls and the ceiling.
 
-One module per task; each has `run(settings, contenders, budget_s=..., ...) -> dict` with a dict per contender.
+One module per task; each has its CONTENDERS and `run(settings, contenders, ...)`, with a dict for each in its answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import instrument, random_walk, walk_forward
-from benchmarks.contenders import CONTENDERS, training_device
+from benchmarks.contenders import training_device
 from benchmarks.machine import described
 from core.errors import ConfigError
 from core.settings import Settings
 from flows.progress import bars
 
-TASKS: dict[str, Callable[..., dict[str, Any]]] = {"instrument": instrument.run, "random_walk": random_walk.run}
 HEADLINES = ("score", "return_bps_per_day", "return_pct")
-NO_CONTROLS = ("hrm", "ppo")  # where nothing is to be learned about depth
 
 
 def run(
@@ -36,19 +33,18 @@ def run(
 ) -> dict[str, Any]:
     """Train every contender for `budget_s` seconds with each of `seeds` seeds; the numbers, and a table on stderr.
 
-    `data`: a file of bars, which makes walk-forward folds the task. Raises ConfigError for an unknown contender.
+    `task`: instrument, book or random_walk; `data`, a file of bars, makes walk-forward folds the task, one seed each.
+    Raises ConfigError for an unknown contender.
     """
-    task = "real" if data is not None else task
-    names = contenders or (CONTENDERS if task == "instrument" else NO_CONTROLS)
-    unknown = [name for name in names if name not in CONTENDERS]
+    module = import_module("benchmarks.walk_forward" if data else f"benchmarks.{task}")
+    names = contenders or module.CONTENDERS
+    unknown = [name for name in names if name not in module.CONTENDERS]
     if unknown:
-        raise ConfigError(f"no such contender: {', '.join(unknown)}; there are {', '.join(CONTENDERS)}")
+        raise ConfigError(f"no such contender: {', '.join(unknown)}; there are {', '.join(module.CONTENDERS)}")
+    task, seeds, options = ("real", 1, {"data": data}) if data else (task, seeds, {"seeds": seeds})
     console = Console(stderr=True)
     with bars(console):
-        if data is not None:
-            seeds, found = 1, walk_forward.run(settings, names, budget_s=budget_s, data=data)
-        else:
-            found = TASKS[task](settings, names, budget_s=budget_s, seeds=seeds)
+        found = module.run(settings, names, budget_s=budget_s, **options)
     answer = {**described(seeds), "task": task, "budget_s": budget_s, "device": _device(), "preset": settings.preset}
     answer |= {"seeds": seeds} | found
     console.print(_table(answer))

@@ -18,6 +18,8 @@ from trading.dataset import random_walk
 from trading.env import Policy
 from trading.evaluation import Evaluation, evaluate, mean_interval
 
+CONTENDERS = ("hrm", "ppo")
+
 
 def run(settings: Settings, names: tuple[str, ...], *, budget_s: float, seeds: int) -> dict[str, Any]:
     """The answer of `hrm bench learning --task random_walk` for the contenders `names`."""

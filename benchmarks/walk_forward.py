@@ -19,6 +19,7 @@ from trading.dataset import Dataset, walk_forward
 from trading.env import Policy
 from trading.evaluation import Evaluation, advantage, evaluate, mean_interval
 
+CONTENDERS = ("hrm", "ppo")
 FOLDS = 4
 
 
