@@ -1,45 +1,70 @@
 """Instances of a book with their exact optimum, drawn and solved on the device that trains on them.
 
-The law is trading.book.BookLaw's, the optimum by enumeration: all 3^K answers of a batch as a few matrix products,
-which a GPU does in less time than the model learns from them. K = 8 is 6,561 answers; trading.book_exact solves more.
+The law is trading.book.BookLaw's. On a GPU the optimum is found by enumeration, all 3^K answers of a batch as a few
+matrix products, in less time than the model learns from them; on a CPU by trading.book_exact, of any size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import product
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from core.errors import DataError
 from hrm.batch import Batch
-from trading.book import BookLaw
+from trading.book import Book, BookLaw
+from trading.book_exact import solve
 
-LARGEST = 8  # instruments; 3^9 answers a row are 20,000 numbers
+LARGEST = 8  # instruments on a GPU; 3^9 answers a row are 20,000 numbers
 
 
 class BookSampler:
     """Endless batches of `instruments` [B, K, 4 + F], `limits` [B, 2] and `max_marginals` [B, K, 3]."""
 
     def __init__(self, law: BookLaw, *, seed: int, device: torch.device | str = "cpu") -> None:
-        assert law.instruments <= LARGEST, f"enumeration ends at {LARGEST} instruments"  # noqa: S101
+        """Raises DataError for a book too large to enumerate on a GPU."""
         self.law, self.device = law, torch.device(device)
         self.generator = torch.Generator(self.device).manual_seed(seed)
-        answers = torch.tensor(list(product((-1, 0, 1), repeat=law.instruments)), device=self.device)
-        self._solve = torch.compile(max_marginals) if self.device.type == "cuda" else max_marginals
-        self._answers = answers.float()
+        self._solve = _exact if self.device.type == "cpu" else _enumeration(law.instruments, self.device)
 
     def batch(self, rows: int) -> Batch:
         instruments, limits = draw(self.law, rows, self.generator)
-        return {
-            "instruments": instruments,
-            "limits": limits,
-            "max_marginals": self._solve(instruments, limits, self._answers),
-        }
+        drawn = {"instruments": instruments, "limits": limits}
+        return drawn | {"max_marginals": self._solve(drawn)}
 
     def batches(self, rows: int) -> Iterator[Batch]:
         while True:
             yield self.batch(rows)
+
+
+def book_of(batch: Batch) -> Book:
+    """A batch of instances as the exact solver and the heuristics take them."""
+    instruments, limits = (batch[name].double().cpu().numpy() for name in ("instruments", "limits"))
+    whole = limits.round().astype(np.int64)
+    return Book(
+        mu=instruments[:, :, 0],
+        loadings=np.ascontiguousarray(instruments[:, :, 1:-3]),
+        variance=instruments[:, :, -3],
+        cost=instruments[:, :, -2],
+        position=instruments[:, :, -1].round().astype(np.int64),
+        gross=whole[:, 0],
+        net=whole[:, 1],
+    )
+
+
+def _exact(drawn: Batch) -> Tensor:
+    return torch.from_numpy(solve(book_of(drawn)).max_marginals).float()
+
+
+def _enumeration(instruments: int, device: torch.device) -> Callable[[Batch], Tensor]:
+    if instruments > LARGEST:
+        raise DataError(f"a book of {instruments} instruments is too large to enumerate on a GPU; at most {LARGEST}")
+    answers = torch.tensor(list(product((-1, 0, 1), repeat=instruments)), device=device).float()
+    compiled = torch.compile(max_marginals)
+    return lambda drawn: compiled(drawn["instruments"], drawn["limits"], answers)
 
 
 def draw(law: BookLaw, rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
