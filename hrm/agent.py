@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,8 +26,11 @@ from core.settings import Settings
 from hrm.act import AdaptiveComputationTime
 from hrm.batch import market_batch
 from hrm.checkpoint import load_checkpoint, save_checkpoint
+from hrm.finetune import FineTuner
 from hrm.losses import Imitation
-from hrm.model import Carry, HierarchicalReasoningModel
+from hrm.model import HierarchicalReasoningModel
+from hrm.rollout import Transition, rollout_of
+from hrm.thinking import think
 from hrm.trainer import DeepSupervisionTrainer
 
 ROWS_AT_ONCE = 2048  # bounds memory; larger batches are no faster
@@ -44,7 +48,7 @@ class Decisions(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Experience:
-    """An observation and what the oracle says of it."""
+    """An observation and what the oracle says of it. What a decision earned instead is a `Transition`."""
 
     observation: Observation
     q_values: NDArray[np.float32]  # [3], bps by target -1, 0, +1, turnover cost subtracted
@@ -73,12 +77,18 @@ class HRMAgent:
         )
         self.trainer = DeepSupervisionTrainer(model, settings, objective, total_steps=steps, seed=seed, device=device)
         self.act = AdaptiveComputationTime(hrm)
+        self.seed = seed
         self.invalid_observations = 0
 
     @property
     def model(self) -> HierarchicalReasoningModel:
         """The weights that decide: the moving average."""
         return self.trainer.ema
+
+    @cached_property
+    def fine_tuner(self) -> FineTuner:
+        """Stage B. What the agent has learned when it is first asked for is stage A."""
+        return FineTuner(self.trainer, seed=self.seed)
 
     def select_action(self, observation: Observation) -> tuple[int, float]:
         """(action, quantity in units) for one observation; (HOLD, 1.0) if it is not finite.
@@ -108,19 +118,28 @@ class HRMAgent:
         valid = np.flatnonzero(finite)
         for start in range(0, len(valid), ROWS_AT_ONCE):
             rows = valid[start : start + ROWS_AT_ONCE]
-            logits, log_quantity, segments = self._think(bars[rows], account[rows], complexity[rows])
+            seen = [_tensor(array[rows], self.trainer.device) for array in (bars, account, complexity)]
+            thought = think(self.model, self.act, (seen[0], seen[1]), seen[2])
+            logits, log_quantity = thought.action_logits.cpu().numpy(), thought.log_quantity.double().cpu().numpy()
             decisions.action[rows] = np.where(legal_actions(position[rows]), logits, -np.inf).argmax(1)
             decisions.quantity[rows] = np.exp(log_quantity).clip(1.0, self.model.quantity_max)
-            decisions.segments[rows] = segments
+            decisions.segments[rows] = thought.segments.cpu().numpy()
         return decisions
 
-    def learn(self, experiences: Sequence[Experience]) -> None:
-        """One segment of deep supervision on oracle-labelled experiences; nothing for an empty sequence."""
-        if not experiences:
-            return
-        batch = market_batch(_stacked(experiences), self.trainer.device)
-        loss = self.trainer.train_step(batch)
-        log.debug("hrm_learned", loss=loss, rows=len(experiences))
+    def learn(self, experiences: Sequence[Experience | Transition]) -> None:
+        """Learn from each kind by its own loss; nothing for an empty sequence.
+
+        Oracle-labelled experiences: one segment of deep supervision. Decisions that were taken and what came of
+        them: one PPO update, which raises DataError, changing nothing, if one of them cannot be learned from.
+        """
+        taken = [one for one in experiences if isinstance(one, Transition)]
+        labelled = [one for one in experiences if isinstance(one, Experience)]
+        if taken:
+            parts = self.fine_tuner.update(rollout_of(taken, self.trainer.device))
+            log.debug("hrm_fine_tuned", rows=len(taken), **parts)
+        if labelled:
+            loss = self.trainer.train_step(market_batch(_stacked(labelled), self.trainer.device))
+            log.debug("hrm_learned", loss=loss, rows=len(labelled))
 
     def save_model(self, path: str | Path) -> None:
         """Write the whole training state as a checkpoint folder (safetensors and JSON)."""
@@ -129,32 +148,6 @@ class HRMAgent:
     def load_model(self, path: str | Path) -> None:
         """Read a checkpoint folder. Raises ModelError, changing nothing, if it is absent, damaged or another's."""
         load_checkpoint(Path(path), self.trainer)
-
-    @torch.inference_mode()
-    def _think(
-        self, bars: NDArray[Any], account: NDArray[Any], complexity: NDArray[Any]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
-        """Segments until every row has halted; the outputs are those of each row's last segment."""
-        device = self.trainer.device
-        inputs = [_tensor(array, device) for array in (bars, account, complexity)]
-        alive = torch.arange(len(bars), device=device)
-        logits = torch.empty(len(bars), 5, device=device)
-        log_quantity, segments = torch.empty(len(bars), device=device), torch.zeros_like(alive)
-        carry = self.model.initial_carry(len(bars))
-        for segment in range(1, self.act.rule.max_segments + 1):
-            outputs, carry = self.model(inputs[0], inputs[1], carry)
-            halted = self.act.halted(segment, outputs.q_halt, outputs.q_continue, inputs[2])
-            done = alive[halted]
-            logits[done], log_quantity[done] = outputs.action_logits[halted], outputs.log_quantity[halted]
-            segments[done] = segment
-            alive, inputs, carry = _survivors(~halted, alive, inputs, carry)
-            if len(alive) == 0:
-                break
-        return (
-            logits.double().cpu().numpy(),
-            log_quantity.double().cpu().numpy(),
-            segments.cpu().numpy(),
-        )
 
     def _require_shapes(
         self,
@@ -189,12 +182,6 @@ class HRMAgent:
 def _safe_decisions(rows: int) -> Decisions:
     action, quantity = SAFE_DECISION
     return Decisions(np.full(rows, int(action), dtype=np.int64), np.full(rows, quantity), np.zeros(rows, np.int64))
-
-
-def _survivors(mask: Tensor, alive: Tensor, inputs: list[Tensor], carry: Carry) -> tuple[Tensor, list[Tensor], Carry]:
-    if bool(mask.all()):
-        return alive, inputs, carry
-    return alive[mask], [tensor[mask] for tensor in inputs], Carry(carry.z_H[mask], carry.z_L[mask])
 
 
 def _tensor(array: NDArray[Any], device: torch.device) -> Tensor:

@@ -107,9 +107,10 @@ def learning_rate_factor(step: int, total_steps: int, hrm: HrmTraining) -> float
 class Ema(Generic[Model]):
     """Exponential moving average of the parameters; the first steps average over what there is."""
 
-    def __init__(self, model: Model, decay: float) -> None:
+    def __init__(self, model: Model, decay: float, *, average: Model | None = None) -> None:
+        """`average`: one to go on with, in place; by default a copy of the model."""
         self.decay = decay
-        self.model = copy.deepcopy(model).eval().requires_grad_(requires_grad=False)
+        self.model = copy.deepcopy(model).eval().requires_grad_(requires_grad=False) if average is None else average
         self._averages: list[torch.Tensor] = list(self.model.parameters())
         self._sources: list[nn.Parameter] = list(model.parameters())
 

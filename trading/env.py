@@ -160,6 +160,11 @@ class EndlessEnv:
         self.rng = np.random.default_rng(seed)
         self.choices = env.market.sessions
 
+    @property
+    def complexity(self) -> NDArray[np.float32]:
+        """Market complexity [B] of what `observe` shows."""
+        return self.env.market.complexity[self.env.at]
+
     def observe(self) -> tuple[NDArray[np.float32], NDArray[np.float32], Ints, NDArray[np.float32]]:
         """(bars [B, W, F], account [B, A], position [B], log quantity target [B])."""
         seen = self.env.observe()
