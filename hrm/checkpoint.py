@@ -1,14 +1,14 @@
 """The whole state of a training run as a folder: safetensors and JSON, nothing that could run code.
 
     checkpoint.json             the newest: settings, schema, step, names and SHA-256 of its files
-    previous.json               the one before it
+    previous.json               the one before it; next.json, for a moment, the one after it
     model-*.safetensors         weights and their average                             (hrm/training_state.py)
     training-*.safetensors      optimizer moments, the random generator, and what the caller wants kept
     rows-*.safetensors          the rows in training, one file for each process
 
-Files are named by their content and an index is replaced last, in one step: a crash at any moment leaves a whole
-checkpoint. One that was damaged later is noticed, and the previous one taken. A resumed run continues with the
-identical sequence of losses, given the same batches; in another number of processes, up to rounding.
+Files are named by their content and an index is put in place last, in one step: a crash at any moment leaves the two
+newest checkpoints whole. One that was damaged later is noticed, and the one before it taken. A resumed run continues
+with the identical sequence of losses, given the same batches; in another number of processes, up to rounding.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from hrm.training_state import REMEDY, Tensors, Trainer, named, part
 
 INDEX = "checkpoint.json"
 PREVIOUS = "previous.json"
+NEXT = "next.json"
 DAMAGE = ("checkpoint_absent", "checkpoint_damaged", "digest_mismatch")  # error codes that the previous one mends
 SCHEDULE = ("optimizer", "learning_rate", "weight_decay", "scheduler", "warmup_steps", "ema_decay")
 
@@ -136,7 +137,7 @@ def read_checkpoint(folder: Path, index: str = INDEX) -> Checkpoint:
 
 def exists(folder: Path) -> bool:
     """Whether a checkpoint, whole or not, was ever finished in the folder."""
-    return (folder / INDEX).exists() or (folder / PREVIOUS).exists()
+    return any((folder / index).exists() for index in (NEXT, INDEX, PREVIOUS))
 
 
 @dataclass(frozen=True)
@@ -171,19 +172,23 @@ def _model(folder: Path, index: str) -> HierarchicalReasoningModel:
 
 
 def _newest_whole(folder: Path, read: Callable[[str], Found]) -> Found:
-    """What `read` makes of the newest checkpoint, or of the previous one if the newest is damaged."""
-    try:
-        return read(INDEX)
-    except ModelError as error:
-        if error.code not in DAMAGE or not (folder / PREVIOUS).exists():
-            raise
-        newest = error
-    try:
-        found = read(PREVIOUS)
-    except ModelError as error:
-        raise ModelError(f"{newest}; the previous one neither: {error}", code=error.code) from None
-    log.warning("previous_checkpoint_taken", why=str(newest))
-    return found
+    """What `read` makes of the newest checkpoint, or of the one before it if the newest is damaged."""
+    problems: list[ModelError] = []
+    for index in (NEXT, INDEX, PREVIOUS):
+        if index != INDEX and not (folder / index).exists():
+            continue
+        try:
+            found = read(index)
+        except ModelError as error:
+            if error.code not in DAMAGE:
+                raise
+            problems.append(error)
+            continue
+        if problems:
+            log.warning("previous_checkpoint_taken", taken=index, why=str(problems[0]))
+        return found
+    message = "; the one before it neither: ".join(str(problem) for problem in problems)
+    raise ModelError(message, code=problems[0].code) from problems[0]
 
 
 def _save(folder: Path, trainer: Trainer, extra: Extra, rows: tuple[StoredFile, ...]) -> None:
@@ -205,31 +210,50 @@ def _save(folder: Path, trainer: Trainer, extra: Extra, rows: tuple[StoredFile, 
         training=_store(folder, "training", training),
         rows=rows,
     )
-    _keep_as_previous(folder)
-    write_json(folder / INDEX, checkpoint.model_dump(mode="json"))
+    _put_in_place(folder, checkpoint)
     _remove_unnamed(folder)
 
 
-def _keep_as_previous(folder: Path) -> None:
-    """The newest becomes the previous, if it is whole: a damaged one must not replace a good one."""
+def _put_in_place(folder: Path, checkpoint: Checkpoint) -> None:
+    """The newest becomes the previous if it is whole: a damaged one must not replace a good one.
+
+    Between any two of these steps the folder names two checkpoints, as before and after them.
+    """
+    newest = _whole(folder, INDEX)
+    if newest == checkpoint:
+        return  # saved twice: the previous one stays another one
+    write_json(folder / NEXT, checkpoint.model_dump(mode="json"))
+    if newest is not None:
+        (folder / INDEX).replace(folder / PREVIOUS)
+    (folder / NEXT).replace(folder / INDEX)
+
+
+def _whole(folder: Path, index: str) -> Checkpoint | None:
     try:
-        for stored in read_checkpoint(folder).files:
+        checkpoint = read_checkpoint(folder, index)
+        for stored in checkpoint.files:
             _bytes(folder, stored)
     except ModelError as error:
         if error.code != "checkpoint_absent":
             log.warning("damaged_checkpoint_replaced", why=str(error))
-        return
-    write_atomically(folder / PREVIOUS, (folder / INDEX).read_bytes())
+        return None
+    return checkpoint
 
 
 def _remove_unnamed(folder: Path) -> None:
     """Files of older checkpoints, and what a killed process left half-written."""
-    indexes = [read_checkpoint(folder, index) for index in (INDEX, PREVIOUS) if (folder / index).exists()]
-    kept = {INDEX, PREVIOUS} | {stored.name for checkpoint in indexes for stored in checkpoint.files}
+    kept = {stored.name for index in (INDEX, PREVIOUS) for stored in _named_by(folder, index)}
     ours = [*folder.glob("*.safetensors"), *folder.glob(".*.safetensors.*"), *folder.glob(".*.json.*")]
     for file in ours:
         if file.name not in kept:
             file.unlink(missing_ok=True)
+
+
+def _named_by(folder: Path, index: str) -> tuple[StoredFile, ...]:
+    try:
+        return read_checkpoint(folder, index).files
+    except ModelError:  # absent, or damaged: then it names nothing
+        return ()
 
 
 def _store(folder: Path, kind: str, tensors: Tensors) -> StoredFile:

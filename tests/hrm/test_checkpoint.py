@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 from core.errors import ModelError
 from core.files import sha256_hex
 from hrm.batch import Batch
-from hrm.checkpoint import INDEX, PREVIOUS, Extra, load_checkpoint, load_model, read_checkpoint, save_checkpoint
+from hrm.checkpoint import INDEX, NEXT, PREVIOUS, Extra, load_checkpoint, load_model, read_checkpoint, save_checkpoint
 from hrm.model import HierarchicalReasoningModel
 from hrm.trainer import DeepSupervisionTrainer
 from hrm.training_state import Trainer, restore_generator
@@ -125,6 +125,58 @@ def test_a_crash_before_the_index_is_written_leaves_the_old_checkpoint_whole(
     other = trainer()
     load_checkpoint(tmp_path, other)
     assert other.step == 3
+
+
+@pytest.mark.parametrize("renames", [0, 1])
+def test_a_crash_while_a_checkpoint_is_put_in_place_leaves_two_whole_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renames: int
+) -> None:
+    run = trained()
+    for step in range(2):
+        save_checkpoint(tmp_path, run)
+        run.train_step(planted_batch(ROWS, 7 + step))
+    done, replace = [], Path.replace
+
+    def killed(self: Path, target: Path) -> Path:
+        if Path(target).name in (INDEX, PREVIOUS):
+            if len(done) == renames:
+                raise KeyboardInterrupt
+            done.append(target)
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(tmp_path, run)
+    monkeypatch.undo()
+    other = trainer()
+    load_checkpoint(tmp_path, other)
+    assert other.step == 5  # its files and its index were whole
+    (tmp_path / read_checkpoint(tmp_path, NEXT).training.name).unlink()
+    load_checkpoint(tmp_path, other)
+    assert other.step == 4
+    save_checkpoint(tmp_path, run)
+    assert not (tmp_path / NEXT).exists()
+    load_checkpoint(tmp_path, other)
+    assert other.step == 5
+
+
+def test_a_checkpoint_saved_twice_does_not_push_the_previous_one_out(tmp_path: Path) -> None:
+    run = trained()
+    save_checkpoint(tmp_path, run)
+    run.train_step(planted_batch(ROWS, 7))
+    for _ in range(2):
+        save_checkpoint(tmp_path, run)
+    assert [read_checkpoint(tmp_path, index).step for index in (INDEX, PREVIOUS)] == [4, 3]
+
+
+def test_a_garbled_previous_one_does_not_stop_the_next_from_being_saved(tmp_path: Path) -> None:
+    run = trained()
+    for step in range(3):
+        save_checkpoint(tmp_path, run)
+        run.train_step(planted_batch(ROWS, 7 + step))
+        if step:
+            (tmp_path / PREVIOUS).write_text("{not json")
+    assert read_checkpoint(tmp_path).step == 5
 
 
 def newest_file(folder: Path, kind: str) -> Path:
@@ -265,7 +317,7 @@ def test_two_damaged_checkpoints_are_one_clear_error(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, run)
     for file in tmp_path.glob("training-*"):
         file.write_bytes(b"")
-    with pytest.raises(ModelError, match=r"training-.*the previous one neither: .*training-.*delete the folder"):
+    with pytest.raises(ModelError, match=r"training-.*the one before it neither: .*training-.*delete the folder"):
         load_checkpoint(tmp_path, trainer())
 
 
