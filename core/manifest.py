@@ -3,6 +3,7 @@
     manifest.json   this module's ModelManifest
     model.onnx      hrm: one segment; ppo: the whole policy (docs/architecture.md, "Model files")
     golden.npz      inputs and the outputs the exporting framework computed for them
+    portable.onnx   hrm, if asked for: the whole decision in one file, for other runtimes
 
 The folder appears in one rename: readers see a whole version or none.
 """
@@ -24,6 +25,7 @@ from core.halting import HaltingRule
 from core.observation import ObservationSchema
 
 MANIFEST = "manifest.json"
+Storage = Literal["fp32", "fp16", "int8"]
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 
 
@@ -44,6 +46,7 @@ class ModelManifest(BaseModel):
     version: str = Field(pattern=NAME_PATTERN)
     algorithm: Literal["hrm", "ppo"]
     preset: str | None = Field(default=None, description="the HRM preset; None for a PPO")
+    storage: Storage = Field(default="fp32", description="how the weights are stored; arithmetic is float32")
     parameters: int = Field(ge=0)
     observation: ObservationSchema
     halting: HaltingRule | None = Field(default=None, description="None: one pass decides")

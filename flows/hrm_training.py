@@ -2,7 +2,7 @@
 
 Every `validation_frequency` epochs the moving average of the weights plays the validation sessions; the best one,
 by regret where the optimum is known and by return elsewhere, is exported. The export proves that onnxruntime
-computes what torch does. The comparison is paired by session.
+computes what torch does; weights too many for NFR1.4 are stored in 16 bits. The comparison is paired by session.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from flows.phases import complete, dataset_of, free_version, summary
 from flows.progress import report
 from flows.revision import git_commit
 from flows.run_state import Run, load_run
+from flows.variants import publish_variant, storage_within_limit
 from trading.dataset import Dataset, training_table
 from trading.evaluation import advantage, mean_interval
 
@@ -49,7 +50,6 @@ def train_challenger(run_dir: str) -> dict[str, Any]:
     import torch
 
     from hrm.agent import HRMAgent
-    from hrm.export import export_model
 
     run = load_run(Path(run_dir))
     data = dataset_of(run)
@@ -61,12 +61,13 @@ def train_challenger(run_dir: str) -> dict[str, Any]:
     checkpoint = run.folder / "checkpoint"
     agent.save_model(checkpoint)
     report(PHASE, 0.9, "exporting")
-    manifest = export_model(
+    manifest = publish_variant(
         agent.model,
+        run.settings,
         store=run.models,
         name=MODEL,
         version=free_version(run, MODEL),
-        settings=run.settings,
+        storage=storage_within_limit(agent.model.parameter_count, run.settings),
         metrics={"validation": min(point["loss_bps"] for point in curve)},
         dataset_digest=data.digest,
         git_commit=git_commit(),

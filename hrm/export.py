@@ -4,15 +4,14 @@
 
 float32 throughout, first axis dynamic. `reset` (bool [B]) starts a row from the fixed initial state, so the
 service needs no constants of the model. The parity gate runs three chained segments in onnxruntime and in torch.
+Stored in 16 or 8 bits (hrm/storage.py) the file is held against the rounded model; what the rounding costs is
+judged on a market, where decisions have a price (flows/variants.py).
 """
 
 from __future__ import annotations
 
-import contextlib
 import io
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +21,21 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from core.errors import ModelError
-from core.manifest import ModelManifest, publish
+from core.manifest import ModelManifest, Storage, publish
 from core.settings import Settings
 from hrm.model import HierarchicalReasoningModel
+from hrm.portable import agreement_ratio, portable_file
+from hrm.storage import encode, rounded
+from hrm.tracing import traced
 
-OPSET = 20
 INPUTS = ("bars", "account", "z_H", "z_L", "reset")
 OUTPUTS = ("action_logits", "log_quantity", "value", "q_halt", "q_continue", "z_H_next", "z_L_next")
 PARITY_LIMIT = 2e-4  # largest absolute difference of any output
 PARITY_BATCHES = (1, 3, 8)
 PARITY_SEGMENTS = 3
 GOLDEN_ROWS = 4
+PORTABLE = "portable.onnx"
+AGREEMENT_LIMIT = 0.99  # of random rows: two roundings may disagree where the model is undecided, not elsewhere
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -54,26 +57,9 @@ class Segment(nn.Module):
 
 def export_segment(model: HierarchicalReasoningModel) -> bytes:
     """The ONNX file of one segment of `model` (on the CPU, in float32). Raises ModelError if it cannot be made."""
-    segment = Segment(model).eval()
-    batch = torch.export.Dim("batch", min=1)
     inputs = _random_inputs(model, rows=2, seed=0)
-    example = tuple(torch.from_numpy(inputs[name]) for name in INPUTS)
-    try:
-        with torch.no_grad(), _quiet():
-            program = torch.onnx.export(
-                segment,
-                example,
-                dynamo=True,
-                opset_version=OPSET,
-                input_names=list(INPUTS),
-                output_names=list(OUTPUTS),
-                dynamic_shapes=tuple({0: batch} for _ in INPUTS),
-                verbose=False,
-            )
-    except torch.onnx.errors.OnnxExporterError as error:
-        raise ModelError(f"the model cannot be exported to ONNX: {error}", code="export_failed") from error
-    assert program is not None  # noqa: S101 - dynamo=True always returns a program
-    return bytes(program.model_proto.SerializeToString())
+    example = {name: torch.from_numpy(inputs[name]) for name in INPUTS}
+    return traced(Segment(model), example, OUTPUTS)
 
 
 def parity_max_abs_error(model: HierarchicalReasoningModel, onnx_file: bytes) -> float:
@@ -114,14 +100,17 @@ def export_model(  # noqa: PLR0913 - keywords only, each a field of the manifest
     metrics: Mapping[str, float],
     dataset_digest: str,
     git_commit: str | None = None,
+    storage: Storage = "fp32",
+    portable: bool = False,
 ) -> ModelManifest:
     """Export, check and publish as `<store>/<name>/<version>`; returns the manifest.
 
-    The manifest's metrics are `metrics` with `parity_max_abs_error` and `model_mb`. Raises ModelError, publishing
-    nothing, if torch and onnxruntime disagree by more than 2e-4 or the version exists.
+    `portable` adds `portable.onnx`, the loop in one file (hrm/portable.py). The manifest's metrics are `metrics` with
+    `parity_max_abs_error` and `model_mb`. Raises ModelError, publishing nothing, if torch and onnxruntime disagree by
+    more than 2e-4, the portable file decides otherwise, or the version exists.
     """
-    model = _on_cpu(model)
-    file = export_segment(model)
+    model = rounded(_on_cpu(model), storage)
+    file = encode(export_segment(model), storage)
     error = parity_max_abs_error(model, file)
     if not error <= PARITY_LIMIT:
         raise ModelError(
@@ -129,14 +118,18 @@ def export_model(  # noqa: PLR0913 - keywords only, each a field of the manifest
             f"nothing was published",
             code="parity_failed",
         )
+    files = {"model.onnx": file, "golden.npz": golden(model)}
+    if portable:
+        files[PORTABLE] = _checked_portable(model, file)
     architecture = model.settings.architecture
     return publish(
         store,
-        {"model.onnx": file, "golden.npz": golden(model)},
+        files,
         name=name,
         version=version,
         algorithm="hrm",
         preset=settings.preset,
+        storage=storage,
         parameters=model.parameter_count,
         observation=model.schema,
         halting=model.settings.halting_rule,
@@ -149,6 +142,18 @@ def export_model(  # noqa: PLR0913 - keywords only, each a field of the manifest
         dataset_digest=dataset_digest,
         git_commit=git_commit,
     )
+
+
+def _checked_portable(model: HierarchicalReasoningModel, segment_file: bytes) -> bytes:
+    file = portable_file(model, segment_file)
+    agreement = agreement_ratio(model, file)
+    if not agreement >= AGREEMENT_LIMIT:
+        raise ModelError(
+            f"{PORTABLE}: decides as torch does in {agreement:.1%} of random rows, must be {AGREEMENT_LIMIT:.0%}; "
+            f"nothing was published",
+            code="parity_failed",
+        )
+    return file
 
 
 def _on_cpu(model: HierarchicalReasoningModel) -> HierarchicalReasoningModel:
@@ -185,19 +190,3 @@ def _chained(inputs: Arrays, outputs: Arrays) -> Arrays:
 
 def _max_difference(expected: NDArray[Any], answered: NDArray[Any]) -> float:
     return float(np.abs(expected - answered).max())
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter's progress and deprecation chatter, off; its exceptions pass."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -1,0 +1,158 @@
+"""Weights in 16 and 8 bits: lost once, in torch; stored without loss; and what is too far off is not published."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from hrm_planted import HRM, model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+from core.manifest import Storage
+from hrm.export import INPUTS, OUTPUTS, PARITY_LIMIT, export_segment, parity_max_abs_error
+from hrm.model import HierarchicalReasoningModel
+from hrm.storage import encode, rounded
+
+SHALLOW = {
+    f"{HRM}HIERARCHICAL__N_CYCLES": "1",
+    f"{HRM}HIERARCHICAL__T_TIMESTEPS": "1",
+}  # exports in a third of the time
+VARIANTS: list[Storage] = ["fp16", "int8"]
+SIZE_RATIO = {"fp16": 0.62, "int8": 0.42}  # of fp32; a tiny model is half graph and first and last layers
+
+
+@pytest.fixture(scope="module")
+def compact() -> HierarchicalReasoningModel:
+    return model(SHALLOW).eval()
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def variant(request: pytest.FixtureRequest, compact: HierarchicalReasoningModel) -> tuple[Storage, bytes, bytes]:
+    """(format, the rounded model in float32, the same stored in fewer bits)."""
+    plain = export_segment(rounded(compact, request.param))
+    return request.param, plain, encode(plain, request.param)
+
+
+def run(file: bytes, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    return session.run(list(OUTPUTS), feed)
+
+
+def feed_of(compact: HierarchicalReasoningModel, rows: int) -> dict[str, np.ndarray]:
+    random, schema = np.random.default_rng(5), compact.schema
+    state = (rows, compact.tokens, 64)
+    shapes = {"bars": (rows, schema.window, 2), "account": (rows, 3), "z_H": state, "z_L": state}
+    feed = {name: random.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
+    return feed | {"reset": np.ones(rows, np.bool_)}
+
+
+def stored_types(file: bytes) -> set[int]:
+    return {tensor.data_type for tensor in onnx.load_from_string(file).graph.initializer if len(tensor.dims) == 2}
+
+
+def test_a_stored_file_is_much_smaller_and_a_complete_onnx_file(variant: tuple[Storage, bytes, bytes]) -> None:
+    storage, plain, stored = variant
+    assert len(stored) < SIZE_RATIO[storage] * len(plain)
+    onnx.checker.check_model(onnx.load_from_string(stored), full_check=True)
+    assert (TensorProto.FLOAT16 if storage == "fp16" else TensorProto.INT8) in stored_types(stored)
+
+
+def test_storing_loses_nothing_that_rounding_had_not_lost(
+    compact: HierarchicalReasoningModel, variant: tuple[Storage, bytes, bytes]
+) -> None:
+    storage, plain, stored = variant
+    feed = feed_of(compact, 4)
+    for before, after in zip(run(plain, feed), run(stored, feed), strict=True):
+        np.testing.assert_array_equal(before, after)
+    assert 0 < parity_max_abs_error(rounded(compact, storage), stored) <= PARITY_LIMIT
+    assert parity_max_abs_error(compact, stored) > 1e-6  # it was lossy: the trained weights are others
+
+
+def test_a_row_is_computed_alike_whoever_shares_its_batch(
+    compact: HierarchicalReasoningModel, variant: tuple[Storage, bytes, bytes]
+) -> None:
+    feed = feed_of(compact, 8)
+    feed["bars"][1:] *= 100.0  # mates that would stretch any range shared by the batch
+    alone = run(variant[2], {name: feed[name][:1] for name in INPUTS})
+    together = run(variant[2], feed)
+    for one, many in zip(alone, together, strict=True):
+        np.testing.assert_allclose(one[0], many[0], atol=2e-5)
+
+
+def test_rounding_is_of_the_recurrence_only_and_of_a_copy(compact: HierarchicalReasoningModel) -> None:
+    before = {name: tensor.clone() for name, tensor in compact.state_dict().items()}
+    coarse = rounded(compact, "int8").state_dict()
+    changed = {name for name in before if not torch.equal(before[name], coarse[name])}
+    layers = {name for name, layer in compact.named_modules() if isinstance(layer, nn.Linear)}
+    assert changed == {f"{name}.weight" for name in layers if name.startswith("recurrence.")}
+    assert all(torch.equal(before[name], tensor) for name, tensor in compact.state_dict().items())
+
+
+def test_float32_is_stored_as_it_is(compact: HierarchicalReasoningModel) -> None:
+    assert encode(b"any file", "fp32") == b"any file"
+    same = rounded(compact, "fp32").state_dict()
+    assert all(torch.equal(same[name], tensor) for name, tensor in compact.state_dict().items())
+
+
+@settings(max_examples=25)
+@given(
+    st.integers(1, 6),
+    st.integers(1, 6),
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([1e-20, 1.0, 1e20]),
+    st.booleans(),
+)
+def test_every_matrix_on_the_grid_is_stored_in_8_bits_and_comes_back_exactly(
+    outputs: int, inputs: int, seed: int, size: float, transposed: bool
+) -> None:
+    layer = nn.Linear(inputs, outputs, bias=False)
+    layer.weight.data = torch.randn(outputs, inputs, generator=torch.Generator().manual_seed(seed)) * size
+    layer.weight.data[0] = 0.0
+    holder = model(SHALLOW)
+    holder.recurrence.f_L.blocks[0].mlp.down = layer
+    weight = rounded(holder, "int8").recurrence.f_L.blocks[0].mlp.down.weight.detach().numpy()
+    stored = encode(product(weight.T if transposed else weight), "int8")
+    assert TensorProto.FLOAT not in {
+        tensor.data_type
+        for tensor in onnx.load_from_string(stored).graph.initializer
+        if not tensor.name.endswith("scale")
+    }
+    session = onnxruntime.InferenceSession(stored, providers=["CPUExecutionProvider"])
+    np.testing.assert_array_equal(session.run(None, {})[0], weight.T if transposed else weight)
+
+
+def product(weight: np.ndarray) -> bytes:
+    """A graph that answers its one matrix."""
+    answer = helper.make_tensor_value_info("answer", TensorProto.FLOAT, list(weight.shape))
+    tensor = numpy_helper.from_array(np.ascontiguousarray(weight), "weight")
+    graph = helper.make_graph([helper.make_node("Identity", ["weight"], ["answer"])], "g", [], [answer], [tensor])
+    return bytes(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()
+    )
+
+
+def test_a_matrix_off_the_grid_stays_in_float32() -> None:
+    weight = np.random.default_rng(0).standard_normal((8, 8)).astype(np.float32)
+    for storage in VARIANTS:
+        assert stored_types(encode(product(weight), storage)) == {TensorProto.FLOAT}
+
+
+def test_weights_beyond_the_range_of_16_bits_fail_the_parity_gate(
+    variant: tuple[Storage, bytes, bytes], compact: HierarchicalReasoningModel
+) -> None:
+    huge = copy.deepcopy(compact)
+    huge.recurrence.f_L.blocks[0].mlp.down.weight.data[0, 0] = 1e6
+    assert not parity_max_abs_error(rounded(huge, "fp16"), variant[2]) <= PARITY_LIMIT
+
+
+def test_an_exported_file_does_not_say_where_it_was_made(variant: tuple[Storage, bytes, bytes]) -> None:
+    assert str(Path(__file__).resolve().parents[2]).encode() not in variant[1]
+    assert b".py" not in variant[1]
