@@ -28,17 +28,20 @@ from hrm.trainer import DeepSupervisionTrainer
 PATCH, BAR_FEATURES, ACCOUNT_FEATURES, BARS = 4, 6, 14, 20_000
 MATRIX = 8192  # side of the square product that stands for the chip's sustained matrix rate
 COST_BPS = 1.5
+LONG = 100_000  # optimiser steps: a training that is worth compiling
 STEPS = {"cuda": 30, "cpu": 6}  # in one timed stretch
 
 Step = Callable[[Batch], object]
 
 
-def run(settings: Settings, *, tokens: int, batch: int, algorithm: str, runs: int = 5) -> dict[str, Any]:
+def run(
+    settings: Settings, *, tokens: int, batch: int, algorithm: str, runs: int = 5, total_steps: int = LONG
+) -> dict[str, Any]:
     """Median rates over `runs` stretches, ours and the plain step's in turn. `algorithm`: published | single_head."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     settings = with_algorithm(settings, algorithm)
     sampler = random_sampler(tokens, device)
-    trainer = make_trainer(settings, tokens, device)
+    trainer = make_trainer(settings, tokens, device, total_steps)
     plain = PlainStep(make_model(settings, tokens), settings, device)
     ready = sampler.batch(batch)
     seconds: dict[str, list[float]] = {"ours": [], "waiting": [], "plain": []}
@@ -140,10 +143,12 @@ def make_model(settings: Settings, tokens: int) -> HierarchicalReasoningModel:
 
 
 def make_trainer(
-    settings: Settings, tokens: int, device: torch.device
+    settings: Settings, tokens: int, device: torch.device, total_steps: int = LONG
 ) -> DeepSupervisionTrainer[HierarchicalReasoningModel]:
     objective = Imitation(cost_bps=COST_BPS, label_temperature=0.3, reward_shaping=True)
-    return DeepSupervisionTrainer(make_model(settings, tokens), settings, objective, total_steps=100_000, device=device)
+    return DeepSupervisionTrainer(
+        make_model(settings, tokens), settings, objective, total_steps=total_steps, device=device
+    )
 
 
 def random_sampler(tokens: int, device: torch.device) -> MarketSampler:

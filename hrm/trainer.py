@@ -13,6 +13,8 @@ are those of one process with all.
 from __future__ import annotations
 
 import copy
+import os
+import shutil
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
@@ -32,6 +34,8 @@ from hrm.optimizer import Ema, learning_rate_factor, make_optimizer
 from hrm.recurrence import residual
 
 Model = TypeVar("Model", bound=ReasoningModel)
+
+COMPILED_CPU_STEPS = 5000
 
 
 class Rows(NamedTuple):
@@ -144,7 +148,7 @@ class DeepSupervisionTrainer(Generic[Model]):
         self._offered = {name: tensor.clone() for name, tensor in rows.batch.items()}
         self._minimum = torch.zeros_like(rows.steps)
         self._verdict = torch.zeros(2, device=self.device)  # loss, gradient norm
-        compute = torch.compile(self._segment, dynamic=False) if self.device.type == "cuda" else self._segment
+        compute = torch.compile(self._segment, dynamic=False) if self._compiles() else self._segment
         self._propagate = Captured(lambda: self._forward_and_backward(compute), self.device)
 
     def snapshot(self) -> dict[str, Any]:
@@ -203,6 +207,11 @@ class DeepSupervisionTrainer(Generic[Model]):
     def _continue_target(self, batch: Batch, carry: Carry, steps: Tensor) -> Tensor:
         ahead, _ = self.model(*self._inputs(batch), carry)
         return self.act.continue_target(ahead.q_halt, ahead.q_continue, steps)
+
+    def _compiles(self) -> bool:
+        """On CUDA always; on a CPU where there is a compiler and the run is long enough to earn its minute back."""
+        has_compiler = shutil.which(os.environ.get("CXX", "g++")) is not None
+        return self.device.type == "cuda" or (has_compiler and self.total_steps >= COMPILED_CPU_STEPS)
 
     def _inputs(self, batch: Batch) -> tuple[Tensor, ...]:
         return tuple(batch[name] for name in self.model.inputs)
