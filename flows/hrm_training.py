@@ -7,26 +7,22 @@ computes what torch does; weights too many for NFR1.4 are stored in 16 bits. The
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prefect import flow, task
 
 from core.settings import Settings
-from flows.measure import arm_numbers, engine_of, evaluate_on_test, footprint, selection_loss, validated
+from flows.fit import FOLDER, PHASE, fit
+from flows.measure import arm_numbers, engine_of, evaluate_on_test, footprint
 from flows.phases import complete, dataset_of, free_version, summary
 from flows.progress import report
 from flows.revision import git_commit
 from flows.run_state import Run, load_run
 from flows.variants import publish_variant, storage_within_limit
-from trading.dataset import Dataset, training_table
+from trading.dataset import Dataset
 from trading.evaluation import advantage, mean_interval
 
-if TYPE_CHECKING:  # torch takes seconds to import; only training needs it
-    from hrm.agent import HRMAgent
-
-PHASE = "hrm_training"
 MODEL = "hrm"
 
 
@@ -46,20 +42,23 @@ def train_and_compare(run: Run) -> dict[str, Any]:
 
 @task(name="train_hrm")
 def train_challenger(run_dir: str) -> dict[str, Any]:
-    """Train and publish an HRM; its id, its size and the learning curve."""
+    """Train and publish an HRM; its id, its size and the learning curve. Resumes after a kill.
+
+    Of several processes (torchrun) the first alone publishes; the others return nothing.
+    """
     import torch
 
     from hrm.agent import HRMAgent
+    from hrm.distributed import training_device
 
     run = load_run(Path(run_dir))
     data = dataset_of(run)
     torch.set_num_threads(1)  # small matrices: a second thread waits more than it computes
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     settings = with_label_temperature(run.settings, data)
-    agent = HRMAgent(data.schema, settings, data.label_cost_bps, device=device, seed=run.inputs.seed)
+    agent = HRMAgent(data.schema, settings, data.label_cost_bps, device=training_device(), seed=run.inputs.seed)
     curve = fit(agent, data, run)
-    checkpoint = run.folder / "checkpoint"
-    agent.save_model(checkpoint)
+    if not agent.trainer.world.leads:
+        return {}
     report(PHASE, 0.9, "exporting")
     manifest = publish_variant(
         agent.model,
@@ -76,7 +75,7 @@ def train_challenger(run_dir: str) -> dict[str, Any]:
         "model": f"{manifest.name}/{manifest.version}",
         "parameters": manifest.parameters,
         "preset": manifest.preset,
-        "checkpoint": str(checkpoint),
+        "checkpoint": str(run.folder / FOLDER),
         "curve": curve,
     }
 
@@ -87,40 +86,6 @@ def with_label_temperature(settings: Settings, data: Dataset) -> Settings:
     hrm = settings.training_params.hrm.model_copy(update={"label_temperature": ratio})
     training = settings.training_params.model_copy(update={"hrm": hrm})
     return settings.model_copy(update={"training_params": training})
-
-
-def fit(agent: HRMAgent, data: Dataset, run: Run) -> list[dict[str, float]]:
-    """Train through all epochs and leave the best averaged weights in the agent; the learning curve."""
-    from hrm.batch import MarketSampler, MarketTable
-
-    hyper, batch_size = run.settings.training_params.hrm, run.settings.performance.batch_size
-    steps = max(1, hyper.rows_per_epoch // batch_size)
-    table = MarketTable(**training_table(data, run.settings))
-    sampler = MarketSampler(table, data.schema.window, seed=run.inputs.seed, device=agent.trainer.device)
-    curve: list[dict[str, float]] = []
-    best: dict[str, Any] = {}
-    for epoch in range(1, hyper.max_epochs + 1):
-        train_loss = _epoch(agent, sampler.batches(batch_size), steps, (epoch, hyper.max_epochs))
-        if epoch % hyper.validation_frequency and epoch != hyper.max_epochs:
-            continue
-        validation = validated(agent.decide_batch, data)
-        point = {"epoch": epoch, "train_loss": train_loss, "loss_bps": selection_loss(validation)}
-        if not curve or point["loss_bps"] < min(earlier["loss_bps"] for earlier in curve):
-            best = copy.deepcopy(agent.model.state_dict())
-        curve.append(point | {"mean_segments": validation.mean_segments})
-    agent.model.load_state_dict(best)
-    return curve
-
-
-def _epoch(agent: HRMAgent, batches: Any, steps: int, at: tuple[int, int]) -> float:
-    """Mean loss of one epoch; `at` is (this epoch, epochs)."""
-    epoch, epochs = at
-    total = 0.0
-    for step in range(steps):
-        total += agent.trainer.train_step(next(batches))
-        if step % 20 == 0:
-            report(PHASE, 0.9 * (epoch - 1 + step / steps) / epochs, f"epoch {epoch} of {epochs}")
-    return total / steps
 
 
 @task(name="compare_hrm_with_ppo")

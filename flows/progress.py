@@ -1,4 +1,4 @@
-"""What is happening now, for whoever watches: a bar per phase on a terminal, lines in a log file.
+"""What is happening now, for whoever watches: a bar per phase on a terminal, a line a minute in a log file.
 
 A context variable carries the watcher, so that phases report without passing a display through every call; with
 nobody watching a report costs nothing.
@@ -14,6 +14,8 @@ from contextvars import ContextVar
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Column
+
+LINE_EVERY_S = 60.0
 
 Watcher = Callable[[str, float, str], None]  # phase, ratio done in [0, 1], note
 
@@ -40,7 +42,8 @@ def watched_by(watcher: Watcher) -> Iterator[None]:
 def bars(console: Console) -> Iterator[None]:
     """One bar per phase on `console` while the block runs; it appears when the phase first reports.
 
-    Where nobody can see a bar move (a pipe, a CI log), a line when a phase begins and one when it ends.
+    Where nobody can see a bar move (a pipe, a CI log), a line when a phase begins, one each minute, and one when it
+    ends.
     """
     if not console.is_terminal:
         with watched_by(_lines(console)):
@@ -67,13 +70,20 @@ def bars(console: Console) -> Iterator[None]:
 
 def _lines(console: Console) -> Watcher:
     begun: dict[str, float] = {}
+    told: dict[str, float] = {}
+
+    def say(text: str) -> None:
+        console.print(text, soft_wrap=True, highlight=False, markup=False)
 
     def show(phase: str, ratio: float, note: str) -> None:
+        now = time.monotonic()
         if phase not in begun:
-            begun[phase] = time.monotonic()
-            console.print(f"{phase}: begins", soft_wrap=True, highlight=False)
+            begun[phase] = told[phase] = now
+            say(f"{phase}: begins")
         if ratio >= 1.0:
-            seconds = time.monotonic() - begun[phase]
-            console.print(f"{phase}: {note or 'done'} ({seconds:.0f} s)", soft_wrap=True, highlight=False, markup=False)
+            say(f"{phase}: {note or 'done'} ({now - begun[phase]:.0f} s)")
+        elif now - told[phase] >= LINE_EVERY_S:
+            told[phase] = now
+            say(f"{phase}: {ratio:.0%}, {note}")
 
     return show

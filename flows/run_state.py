@@ -223,22 +223,22 @@ def to_json(value: Any) -> Any:
 
 @contextmanager
 def migration_lock(state_dir: Path) -> Iterator[None]:
-    """Only one migration at a time in a state directory. The kernel frees the lock when its holder dies.
+    """Only one migration at a time in a state directory. Raises ConfigError naming the other process."""
+    complaint = f"is migrating in {state_dir}; wait for it, or choose another state directory with HRM_PATHS__STATE_DIR"
+    with only_one(state_dir / "migration.lock", complaint, code="migration_running"):
+        yield
 
-    Raises ConfigError naming the other process.
-    """
-    state_dir.mkdir(parents=True, exist_ok=True)
-    path = state_dir / "migration.lock"
+
+@contextmanager
+def only_one(path: Path, complaint: str, *, code: str) -> Iterator[None]:
+    """Hold a lock file; the kernel frees it when its holder dies. Raises ConfigError: the holder `complaint`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise ConfigError(
-                f"{path}: process {file.read().strip()} is migrating in {state_dir}; wait for it, or choose "
-                f"another state directory with HRM_PATHS__STATE_DIR",
-                code="migration_running",
-            ) from None
+            raise ConfigError(f"{path}: process {file.read().strip()} {complaint}", code=code) from None
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import sys
 from typing import Any, NoReturn
 
@@ -20,7 +21,9 @@ REMEDIES = {
 
 
 def answer(value: dict[str, Any], as_json: bool) -> None:
-    """One JSON object as the last line, or a table for a person."""
+    """One JSON object as the last line, or a table for a person; of torchrun's processes the first one speaks."""
+    if not _speaks():
+        return
     if as_json:
         print(json.dumps(value, default=str))  # noqa: T201 - the command's answer
     else:
@@ -30,9 +33,13 @@ def answer(value: dict[str, Any], as_json: bool) -> None:
 def fail(code: str, message: str, exit_code: int = 2) -> NoReturn:
     """Say what is wrong and what to do, and exit."""
     print(f"error: {message}", file=sys.stderr)  # noqa: T201 - the command's answer
-    if "--json" in sys.argv:
+    if "--json" in sys.argv and _speaks():
         print(json.dumps({"error": {"code": code, "message": message}}))  # noqa: T201 - the command's answer
     sys.exit(exit_code)
+
+
+def _speaks() -> bool:
+    return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK") == "0"
 
 
 def disk_problem(error: OSError) -> tuple[str, str]:

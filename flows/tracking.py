@@ -1,0 +1,156 @@
+"""Training runs in a tracking store: MLflow on SQLite, <state_dir>/mlflow.db, or what MLFLOW_TRACKING_URI names.
+
+Metrics are sent in batches from a thread of their own, so a slow, locked or absent store costs training nothing: it
+is warned about once, what was not sent is tried again with the next batch, and given up at the end. A run that is
+continued after a kill goes on under the same MLflow run.
+
+To look at it: `mlflow ui --backend-store-uri sqlite:///.hrm/mlflow.db`, in an environment with the whole of mlflow.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import structlog
+
+if TYPE_CHECKING:  # mlflow takes seconds to import; only the thread needs it
+    from mlflow import MlflowClient
+
+EXPERIMENT = "hrm"
+RUN_TAG = "hrm.run"  # the run's folder: what finds it again after a kill
+BATCH_S = 5.0
+PATIENCE_S = 20.0  # at the end, for a store that is being made or is busy
+METRICS_IN_A_BATCH = 1000  # the most that MLflow takes at once
+
+log = structlog.get_logger(__name__)
+
+Record = Callable[[int, Mapping[str, float]], None]  # step, metrics by name
+
+
+class Point(NamedTuple):
+    """One metric at one step."""
+
+    name: str
+    value: float
+    at_ms: int
+    step: int
+
+
+class Description(NamedTuple):
+    """What the store should know of a run besides its metrics."""
+
+    name: str
+    folder: Path
+    params: Mapping[str, str]
+    tags: Mapping[str, str]
+
+
+@contextmanager
+def tracked(state_dir: Path, run: Description) -> Iterator[Record]:
+    """A function that records metrics by step while the block runs; then the run is finished, or failed."""
+    points: queue.SimpleQueue[list[Point] | str] = queue.SimpleQueue()
+    store = _Store(os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{state_dir / 'mlflow.db'}", run)
+    thread = threading.Thread(target=_send, args=(points, store), name="tracking", daemon=True)
+    thread.start()
+    status = "FAILED"
+    try:
+        yield lambda step, metrics: points.put(_points(step, metrics))
+        status = "FINISHED"
+    finally:
+        points.put(status)
+        thread.join(PATIENCE_S)
+        if thread.is_alive():
+            store.warn("it did not answer in time")
+
+
+class _Store:
+    """One run in the store, opened when something is first sent."""
+
+    def __init__(self, uri: str, run: Description) -> None:
+        self.uri, self.run = uri, run
+        self.unsent: list[Point] = []
+        self.warned = False
+        self._opened: tuple[MlflowClient, str] | None = None
+
+    def send(self, points: list[Point], status: str | None = None) -> None:
+        """Send these points and those that could not be sent before; with a `status` the run is over."""
+        self.unsent += points
+        try:
+            self._opened = self._opened or _open(self.uri, self.run)
+            client, run_id = self._opened
+            self._send_unsent(client, run_id)
+            if status is not None:
+                client.set_terminated(run_id, status)
+        except Exception as error:  # whatever a store raises: training goes on without its record
+            self.warn(f"{type(error).__name__}: {error}".splitlines()[0])
+
+    def warn(self, why: str) -> None:
+        if not self.warned:
+            self.warned = True
+            log.warning("tracking_store_unavailable", uri=self.uri, why=why, effect="training goes on unrecorded")
+
+    def _send_unsent(self, client: MlflowClient, run_id: str) -> None:
+        from mlflow.entities import Metric
+
+        while self.unsent:
+            batch = self.unsent[:METRICS_IN_A_BATCH]
+            client.log_batch(run_id, metrics=[Metric(*point) for point in batch])
+            del self.unsent[:METRICS_IN_A_BATCH]
+
+
+def _send(points: queue.SimpleQueue[list[Point] | str], store: _Store) -> None:
+    """The thread: whatever has come in the last seconds at once, until the status comes."""
+    waiting: list[Point] = []
+    due = time.monotonic()
+    while True:
+        try:
+            came = points.get(timeout=max(0.0, due - time.monotonic()) if waiting else None)
+        except queue.Empty:
+            store.send(waiting)
+            waiting, due = [], time.monotonic() + BATCH_S
+            continue
+        if isinstance(came, str):
+            store.send(waiting, came)
+            return
+        waiting += came
+
+
+def _points(step: int, metrics: Mapping[str, float]) -> list[Point]:
+    now_ms = int(time.time() * 1000)
+    return [Point(name, float(value), now_ms, step) for name, value in metrics.items()]
+
+
+def _open(uri: str, run: Description) -> tuple[MlflowClient, str]:
+    """The store and the id of the run in it, which is a new one unless it was begun before."""
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    os.environ.setdefault("MLFLOW_CONFIGURE_LOGGING", "false")  # it would write over the progress bar
+    from mlflow import MlflowClient
+
+    client = MlflowClient(uri)
+    experiment = _experiment(client)
+    begun = client.search_runs([experiment], filter_string=f"tags.`{RUN_TAG}` = '{run.folder}'", max_results=1)
+    if begun:
+        client.update_run(begun[0].info.run_id, status="RUNNING")
+        return client, begun[0].info.run_id
+    return client, _create(client, experiment, run)
+
+
+def _experiment(client: MlflowClient) -> str:
+    found: Any = client.get_experiment_by_name(EXPERIMENT)
+    return found.experiment_id if found is not None else client.create_experiment(EXPERIMENT)
+
+
+def _create(client: MlflowClient, experiment: str, run: Description) -> str:
+    from mlflow.entities import Param
+
+    tags = {**run.tags, RUN_TAG: str(run.folder)}
+    run_id: str = client.create_run(experiment, run_name=run.name, tags=tags).info.run_id
+    client.log_batch(run_id, params=[Param(name, value) for name, value in run.params.items()])
+    return run_id

@@ -1,0 +1,141 @@
+"""What the tracking store is told, and that training neither waits for it nor fails by it."""
+
+from __future__ import annotations
+
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from structlog.testing import capture_logs
+
+from core.settings import load_settings
+from flows import tracking
+from flows.fit import parameters
+from flows.tracking import EXPERIMENT, Description, tracked
+
+
+def description(folder: Path) -> Description:
+    return Description("20260101-1", folder / "runs" / "20260101-1", {"training.seed": "1"}, {"preset": "compact"})
+
+
+@pytest.fixture(scope="module")
+def state_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A state directory whose store knows a finished training of two steps."""
+    folder = tmp_path_factory.mktemp("tracked")
+    with tracked(folder, description(folder)) as record:
+        record(25, {"train/total": 0.5, "rows_s": 100.0})
+        record(50, {"train/total": 0.25})
+    return folder
+
+
+@pytest.fixture
+def client(state_dir: Path) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{state_dir / 'mlflow.db'}")
+
+
+def runs(client: MlflowClient) -> list[object]:
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    return list(client.search_runs([experiment.experiment_id]))
+
+
+def history(client: MlflowClient, run_id: str, metric: str) -> list[tuple[int, float]]:
+    return sorted((point.step, point.value) for point in client.get_metric_history(run_id, metric))
+
+
+def test_a_training_is_recorded_with_parameters_tags_and_metrics_by_step(client):
+    [run] = runs(client)
+    assert run.info.run_name == "20260101-1"
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {"training.seed": "1"}
+    assert run.data.tags["preset"] == "compact"
+    assert history(client, run.info.run_id, "train/total") == [(25, 0.5), (50, 0.25)]
+    assert history(client, run.info.run_id, "rows_s") == [(25, 100.0)]
+
+
+def test_a_training_that_is_continued_goes_on_under_the_same_run_and_one_that_fails_is_failed(state_dir, client):
+    with pytest.raises(ValueError, match="a bug"), tracked(state_dir, description(state_dir)) as record:
+        record(75, {"train/total": 0.2})
+        raise ValueError("a bug")
+    [run] = runs(client)
+    assert run.info.status == "FAILED"
+    assert history(client, run.info.run_id, "train/total") == [(25, 0.5), (50, 0.25), (75, 0.2)]
+
+
+def test_a_locked_store_is_warned_about_once_and_training_does_not_wait_for_it(state_dir, monkeypatch):
+    monkeypatch.setattr(tracking, "BATCH_S", 0.05)
+    monkeypatch.setattr(tracking, "PATIENCE_S", 0.5)
+    other = sqlite3.connect(state_dir / "mlflow.db", isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    with capture_logs() as logs, tracked(state_dir, description(state_dir)) as record:
+        began = time.monotonic()
+        for step in range(1000):
+            record(step, {"train/total": 0.1})
+        recording_s = time.monotonic() - began
+    other.execute("ROLLBACK")
+    other.close()
+    assert recording_s < 1.0  # a thousand times into a queue
+    assert [line["event"] for line in logs] == ["tracking_store_unavailable"]
+
+
+def test_what_a_store_missed_is_sent_when_it_answers_again(tmp_path):
+    store = tracking._Store(f"sqlite:///{tmp_path / 'absent' / 'mlflow.db'}", description(tmp_path))
+    (tmp_path / "absent").write_text("a file where the folder would be")
+    with capture_logs() as logs:
+        store.send([tracking.Point("loss", 1.0, 0, 1)])
+        store.send([tracking.Point("loss", 0.5, 0, 2)])
+        (tmp_path / "absent").unlink()
+        store.send([tracking.Point("loss", 0.25, 0, 3)], "FINISHED")
+    assert [line["event"] for line in logs] == ["tracking_store_unavailable"]
+    [run] = runs(MlflowClient(store.uri))
+    client = MlflowClient(store.uri)
+    assert history(client, run.info.run_id, "loss") == [(1, 1.0), (2, 0.5), (3, 0.25)]
+
+
+def test_a_server_that_nobody_runs_costs_training_nothing(tmp_path, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    monkeypatch.setattr(tracking, "PATIENCE_S", 0.5)
+    with capture_logs() as logs, tracked(tmp_path, description(tmp_path)) as record:
+        record(1, {"train/total": 0.1})
+    assert [line["event"] for line in logs] == ["tracking_store_unavailable"]
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+NOBODY_CALLED = """
+import socket, sys
+from pathlib import Path
+called = []
+def connect(self, address): called.append(address); raise OSError("no network")
+socket.socket.connect = connect
+socket.getaddrinfo = lambda host, *rest, **more: called.append(host) or []
+from flows.tracking import Description, tracked
+assert "mlflow" not in sys.modules  # its import is paid for in training only
+folder = Path(sys.argv[1])
+with tracked(folder, Description("a", folder / "a", {}, {})) as record:
+    record(1, {"loss": 1.0})
+assert (folder / "mlflow.db").exists() and "mlflow" in sys.modules
+print(called)
+"""
+
+
+def test_nothing_is_sent_anywhere_and_mlflow_is_imported_only_to_record(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", NOBODY_CALLED, str(tmp_path)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+
+
+def test_parameters_are_the_settings_by_dotted_name_and_fit_into_one_batch():
+    found = parameters(load_settings(preset="compact", environ={}))
+    assert found["training.learning_rate"] == "0.001"
+    assert found["hrm.hierarchical.N_cycles"] == "2"
+    assert len(found) <= 100
