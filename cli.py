@@ -106,6 +106,21 @@ def train(
 
 
 @app.command()
+def finetune(
+    checkpoint: Annotated[Path, typer.Argument(help="Folder written by `hrm train`; give its preset, data and seed.")],
+    data: Data = None,
+    preset: Preset = None,
+    version: Annotated[str | None, typer.Option(help="Version to publish; by default the time of day.")] = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Stage B: let a trained HRM learn on from rewards (PPO), publish it, and compare both on held-out sessions."""
+    from flows.fine_tuning import fine_tune_and_publish
+
+    answer(fine_tune_and_publish(checkpoint, _settings(preset), _existing(data), seed=seed, version=version), as_json)
+
+
+@app.command()
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="Folder written by HRMAgent.save_model or `hrm train`.")],
     version: Annotated[str, typer.Option(help="Version to publish as hrm/<version>.")],

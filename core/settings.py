@@ -163,6 +163,7 @@ class PpoTraining(Section):
 class FineTuning(Section):
     learning_rate: Positive
     total_timesteps: Count
+    n_epochs: Count
     kl_coef: float = Field(ge=0)
 
 

@@ -44,6 +44,7 @@ class FineTuner:
         self.stage_a = copy.deepcopy(trainer.ema)
         self._ema = Ema(self.model, training.hrm.ema_decay, average=trainer.ema)
         self.generator = torch.Generator(trainer.device).manual_seed(seed)
+        self.n_epochs = training.fine_tuning.n_epochs
         self.gradient_clip_norm = trainer.settings.performance.gradient_clip_norm
         self.weights = torch.tensor(
             [-1.0, -self.ppo.ent_coef, training.fine_tuning.kl_coef, self.ppo.vf_coef, QUANTITY_WEIGHT],
@@ -66,7 +67,7 @@ class FineTuner:
         require_valid(rollout, self.model.settings.halting_rule.max_segments)
         rollout, scale_bps = _normalised(rollout)
         seen: list[Tensor] = []
-        for _ in range(self.ppo.n_epochs):
+        for _ in range(self.n_epochs):
             order = torch.randperm(len(rollout.action), generator=self.generator, device=self.generator.device)
             for rows in torch.split(order, self.ppo.batch_size):
                 parts = self._parts(rollout.at(rows), scale_bps)

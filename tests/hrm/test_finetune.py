@@ -23,7 +23,7 @@ TINY = SMALL | {
     f"{HRM}ACT__MAX_SEGMENTS": "3",
     f"{TRAINING}PPO__N_STEPS": "8",
     f"{TRAINING}PPO__BATCH_SIZE": "128",
-    f"{TRAINING}PPO__N_EPOCHS": "2",
+    f"{TRAINING}FINE_TUNING__N_EPOCHS": "2",
     f"{TRAINING}PPO__GAE_LAMBDA": "0.5",
     f"{TRAINING}FINE_TUNING__LEARNING_RATE": "0.005",
     f"{TRAINING}FINE_TUNING__KL_COEF": "0",
@@ -149,7 +149,7 @@ def test_the_q_head_is_stage_a_s_and_so_is_the_reference() -> None:
 
 
 def test_before_the_first_step_the_ratio_is_one_for_every_number_of_segments(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = agent({f"{TRAINING}PPO__BATCH_SIZE": "100000", f"{TRAINING}PPO__N_EPOCHS": "1"})
+    made = agent({f"{TRAINING}PPO__BATCH_SIZE": "100000", f"{TRAINING}FINE_TUNING__N_EPOCHS": "1"})
     rollout = made.fine_tuner.collect(Bandit())
     seen: list[tuple[Tensor, Tensor]] = []
     surrogate = FineTuner._surrogate

@@ -1,0 +1,160 @@
+"""`hrm finetune`: stage B. A trained HRM goes on learning from rewards, and is published only as good as it was.
+
+PPO (hrm/finetune.py) plays the training environment, the same one as the incumbent's. VALIDATIONS times the moving
+average of its weights plays the validation sessions, by the measure that stage A was selected with; stage A itself is
+the first candidate, so that what is kept is never worse there than what came in.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from core.errors import ModelError
+from core.settings import Settings
+from flows.hrm_training import MODEL, with_label_temperature
+from flows.measure import headline, selection_loss, validated
+from flows.progress import bars, report
+from flows.revision import git_commit
+from flows.train import require_name
+from flows.variants import publish_variant, storage_within_limit
+from trading.dataset import Dataset, build_dataset, training_env
+from trading.evaluation import Evaluation, advantage, evaluate, mean_interval
+
+if TYPE_CHECKING:  # torch takes seconds to import
+    from hrm.agent import HRMAgent
+
+PHASE = "fine_tuning"
+VALIDATIONS = 5  # looks at the validation sessions, as many as at the incumbent's training
+
+Curve = list[dict[str, float]]
+
+
+def fine_tune_and_publish(
+    checkpoint: Path, settings: Settings, data: Path | None, *, seed: int = 0, version: str | None = None
+) -> dict[str, Any]:
+    """Fine-tune the HRM of a checkpoint folder, publish `hrm/<version>`, compare both stages on held-out sessions.
+
+    `settings`, `data` and `seed` are those it was trained with. Returns `model`, `checkpoint`, `improved` (on the
+    validation sessions; if not, the published weights are stage A's), `stage_a` and `stage_b` (held-out results with
+    intervals), stage B's paired advantage with its interval, and the `curve`. Raises, before it trains, ConfigError
+    if `version` is no name and ModelError if it exists or the checkpoint is damaged or another model's.
+    """
+    version = _free_version(settings, version)
+    dataset = build_dataset(settings, data, seed)
+    agent = _agent(checkpoint, settings, dataset, seed)
+    with bars(Console(stderr=True)):
+        report(PHASE, 0.0, "measuring stage A on held-out sessions")
+        stage_a = _on_test(agent, dataset)
+        started = time.monotonic()
+        curve = fine_tune(agent, dataset, settings, seed=seed)
+        train_s = time.monotonic() - started
+        report(PHASE, 0.95, "measuring stage B on held-out sessions")
+        stage_b = _on_test(agent, dataset)
+        losses = [point["loss_bps"] for point in curve]
+        published = _publish(agent, dataset, settings, version=version, validation=min(losses))
+        report(PHASE, 1.0, f"{published['model']} published")
+    comparison = compared(stage_a, stage_b)
+    return published | {"improved": min(losses) < losses[0], "train_s": train_s} | comparison | {"curve": curve}
+
+
+def fine_tune(agent: HRMAgent, data: Dataset, settings: Settings, *, seed: int = 0) -> Curve:
+    """Stage B for `fine_tuning.total_timesteps` decisions; leaves the best averaged weights in the agent.
+
+    Returns a point for each validation, the first of them stage A's: decisions so far, `loss_bps` (what is selected
+    by), `return_bps_per_day`, `mean_segments` and, but for stage A, the parts of the PPO loss.
+    """
+    training, env = settings.training_params, training_env(data, settings, seed)
+    rollout_steps = training.ppo.n_envs * training.ppo.n_steps
+    updates = max(1, training.fine_tuning.total_timesteps // rollout_steps)
+    curve = [_point(agent, data, 0)]
+    best = copy.deepcopy(agent.model.state_dict())
+    for update in range(1, updates + 1):
+        parts = agent.fine_tuner.update(agent.fine_tuner.collect(env))
+        report(PHASE, 0.05 + 0.9 * update / updates, f"{update * rollout_steps:,} of {updates * rollout_steps:,} steps")
+        if (updates - update) % max(1, updates // VALIDATIONS):
+            continue
+        point = _point(agent, data, update * rollout_steps)
+        if point["loss_bps"] < min(earlier["loss_bps"] for earlier in curve):
+            best = copy.deepcopy(agent.model.state_dict())
+        curve.append(point | parts)
+    agent.model.load_state_dict(best)
+    return curve
+
+
+def compared(stage_a: Evaluation, stage_b: Evaluation) -> dict[str, Any]:
+    """Both stages side by side, and what B gains per session in bps, paired, with its 95 % interval."""
+    gained = mean_interval(advantage(stage_b, stage_a))
+    return {
+        "stage_a": _numbers(stage_a),
+        "stage_b": _numbers(stage_b),
+        "advantage_bps_per_day": gained.value,
+        "advantage_ci95_low": gained.ci95_low,
+        "advantage_ci95_high": gained.ci95_high,
+    }
+
+
+def _agent(checkpoint: Path, settings: Settings, data: Dataset, seed: int) -> HRMAgent:
+    import torch
+
+    from hrm.agent import HRMAgent
+
+    torch.set_num_threads(1)  # small matrices: a second thread waits more than it computes
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    settings = with_label_temperature(settings, data)
+    agent = HRMAgent(data.schema, settings, data.label_cost_bps, device=device, seed=seed)
+    agent.load_model(checkpoint)
+    return agent
+
+
+def _free_version(settings: Settings, version: str | None) -> str:
+    """The version, by default the time of day. Raises ConfigError if it is no name, ModelError if it is taken."""
+    version = f"{datetime.now(UTC):%Y%m%d-%H%M%S}" if version is None else require_name(version)
+    if (settings.paths.state_dir / "models" / MODEL / version).exists():
+        raise ModelError(f"{MODEL}/{version} is published already; choose another --version", code="version_exists")
+    return version
+
+
+def _publish(agent: HRMAgent, data: Dataset, settings: Settings, *, version: str, validation: float) -> dict[str, str]:
+    """Save the agent's checkpoint and publish its averaged weights: `model` and `checkpoint`."""
+    state_dir = settings.paths.state_dir.resolve()
+    checkpoint = state_dir / "trainings" / MODEL / version / "checkpoint"
+    agent.save_model(checkpoint)
+    manifest = publish_variant(
+        agent.model,
+        settings,
+        store=state_dir / "models",
+        name=MODEL,
+        version=version,
+        storage=storage_within_limit(agent.model.parameter_count, settings),
+        metrics={"validation": validation},
+        dataset_digest=data.digest,
+        git_commit=git_commit(),
+    )
+    return {"model": f"{manifest.name}/{manifest.version}", "checkpoint": str(checkpoint)}
+
+
+def _on_test(agent: HRMAgent, data: Dataset) -> Evaluation:
+    return evaluate(agent.decide_batch, data.test, data.schema, data.cost_bps)
+
+
+def _point(agent: HRMAgent, data: Dataset, steps: int) -> dict[str, float]:
+    found = validated(agent.decide_batch, data)
+    return {
+        "steps": steps,
+        "loss_bps": selection_loss(found),
+        "return_bps_per_day": float(found.return_bps.mean()),
+        "mean_segments": found.mean_segments,
+    }
+
+
+def _numbers(evaluation: Evaluation) -> dict[str, float]:
+    return headline(evaluation) | {
+        "return_bps_per_day": float(evaluation.return_bps.mean()),
+        "mean_segments": evaluation.mean_segments,
+    }

@@ -1,0 +1,71 @@
+"""Stage B from a checkpoint to a published version: never worse where it is selected, both stages compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_migration import tiny_settings
+
+from core.errors import ConfigError, ModelError
+from core.settings import Settings
+from flows.fine_tuning import fine_tune_and_publish
+from flows.train import train_and_publish
+from hrm.checkpoint import load_model
+
+TUNING = "HRM_TRAINING_PARAMS__FINE_TUNING__"
+FEW = {
+    "HRM_TRAINING_PARAMS__PPO__N_STEPS": "8",
+    f"{TUNING}TOTAL_TIMESTEPS": "512",  # two updates
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(state directory, checkpoint) of a stage A."""
+    torch.set_num_threads(1)
+    state_dir = tmp_path_factory.mktemp("fine-tuning")
+    return state_dir, Path(train_and_publish(settings(state_dir), "hrm", None, version="a")["checkpoint"])
+
+
+def settings(state_dir: Path, **changes: str) -> Settings:
+    return tiny_settings(state_dir, **FEW, **changes)
+
+
+def test_it_publishes_a_version_and_puts_both_stages_side_by_side(trained: tuple[Path, Path]) -> None:
+    state_dir, checkpoint = trained
+    result = fine_tune_and_publish(checkpoint, settings(state_dir), None, version="b")
+    assert result["model"] == "hrm/b"
+    assert (state_dir / "models" / "hrm" / "b" / "manifest.json").exists()
+    for stage in ("stage_a", "stage_b"):
+        assert result[stage]["ci95_low"] <= result[stage]["score"] <= result[stage]["ci95_high"]
+    assert result["advantage_ci95_low"] <= result["advantage_bps_per_day"] <= result["advantage_ci95_high"]
+    assert [point["steps"] for point in result["curve"]] == [0, 256, 512]
+    losses = [point["loss_bps"] for point in result["curve"]]
+    assert result["improved"] == (min(losses) < losses[0])
+
+
+def test_what_fine_tuning_ruins_is_not_published(trained: tuple[Path, Path]) -> None:
+    state_dir, checkpoint = trained
+    reckless = settings(state_dir, **{f"{TUNING}LEARNING_RATE": "3", f"{TUNING}KL_COEF": "0"})
+    result = fine_tune_and_publish(checkpoint, reckless, None, version="ruined")
+    losses = [point["loss_bps"] for point in result["curve"]]
+    assert losses[-1] > losses[0]
+    stage_a, kept = load_model(checkpoint).state_dict(), load_model(Path(result["checkpoint"])).state_dict()
+    if not result["improved"]:
+        assert all(torch.equal(tensor, kept[name]) for name, tensor in stage_a.items())
+        assert result["advantage_bps_per_day"] == 0.0
+    assert not result["improved"]
+
+
+def test_a_taken_version_a_bad_name_and_a_missing_checkpoint_are_refused_before_training(
+    trained: tuple[Path, Path],
+) -> None:
+    state_dir, checkpoint = trained
+    with pytest.raises(ModelError, match="published already"):
+        fine_tune_and_publish(checkpoint, settings(state_dir), None, version="a")
+    with pytest.raises(ConfigError, match="up to 64"):
+        fine_tune_and_publish(checkpoint, settings(state_dir), None, version="../b")
+    with pytest.raises(ModelError, match="no readable checkpoint"):
+        fine_tune_and_publish(state_dir / "absent", settings(state_dir), None, version="c")
