@@ -32,7 +32,7 @@ from trading.evaluation import evaluate
 
 VALIDATION_SESSIONS = 100  # enough to rank weights, few enough to leave the time to training
 GPU_TRAIN_SESSIONS = 40_000  # in minutes a GPU sees some thousand sessions dozens of times
-UNKNOWN_STEPS = 10_000  # until the rate is known
+STEPS_PER_S = 10  # guessed until the rate is known; the trainer compiles trainings that will be long
 PPO_THREADS = 4  # small matrices: more threads wait more than they compute
 
 SETTINGS_OF: dict[str, Callable[[Settings], Settings]] = {
@@ -110,7 +110,8 @@ def _train_model(name: str, data: Dataset, settings: Settings, *, budget_s: floa
         label_temperature=data.label_temperature_bps / data.label_cost_bps,
         reward_shaping=settings.hierarchical_reasoning_model.act.reward_shaping,
     )
-    trainer = DeepSupervisionTrainer(model, settings, objective, total_steps=UNKNOWN_STEPS, seed=seed, device=device)
+    guess = max(1, round(STEPS_PER_S * budget_s))
+    trainer = DeepSupervisionTrainer(model, settings, objective, total_steps=guess, seed=seed, device=device)
     table = MarketTable(**training_table(data, settings))
     sampler = MarketSampler(table, data.schema.window, seed=seed, device=device)
     policy, rows = policy_of(trainer.ema), settings.performance.batch_size

@@ -102,11 +102,12 @@ def random_walk(settings: Settings, seed: int) -> Dataset:
     """Markets in which nothing is to be earned: the synthetic law without drift, labelled as a file is."""
     law = settings.synthetic_market
     still = settings.model_copy(update={"synthetic_market": law.model_copy(update={"amplitude": 0.0})})
-    sessions = (law.train_sessions, law.validation_sessions, law.test_sessions)
-    bars = _simulated(still, sum(sessions), [seed, _RANDOM_WALK]).bars
+    sessions = law.train_sessions + law.validation_sessions + law.test_sessions
+    bars = _simulated(still, sessions, [seed, _RANDOM_WALK]).bars
     market = prepare(bars, _features(settings, law.bars_per_session), window=settings.observation.window)
     market = market.restricted_to(WARM_UP_SESSIONS, int(bars.session[-1]))
-    return _labelled_in_hindsight(market, settings, settings.trading.cost_bps, np.cumsum(sessions))
+    last = len(market.sessions) - np.array([law.validation_sessions + law.test_sessions, law.test_sessions, 0])
+    return _labelled_in_hindsight(market, settings, settings.trading.cost_bps, last)
 
 
 def walk_forward(settings: Settings, data: Path, folds: int) -> list[Dataset]:
