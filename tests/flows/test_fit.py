@@ -6,6 +6,7 @@ import json
 import math
 import multiprocessing
 import random
+import re
 import shutil
 import signal
 import time
@@ -16,9 +17,10 @@ import recorded_training
 from recorded_training import CALLS, small_settings
 
 from core.errors import ModelError
-from flows.fit import Position, fit
+from flows.fit import REPORT_EVERY, Position, Training, fit
 from flows.pace import Spacing, clock
 from flows.phases import dataset_of
+from flows.progress import watched_by
 from flows.run_state import Run, inputs_of, load_run, open_run
 from hrm.checkpoint import INDEX, NEXT, read_checkpoint
 
@@ -141,3 +143,21 @@ def test_a_checkpoint_is_due_at_multiples_and_the_dearer_the_rarer():
 
 def test_the_clock_reads_as_people_write_time():
     assert [clock(seconds) for seconds in (0, 59.6, 3599, 3723)] == ["0:00", "1:00", "59:59", "1:02:03"]
+
+
+def test_whoever_watches_hears_of_speed_loss_halting_and_time_left(tmp_path, uninterrupted):
+    shutil.copytree(uninterrupted.folder, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoint"))
+    run, heard, recorded_steps = load_run(tmp_path / "run"), [], []
+    training = Training(recorded_training.agent_of(run), dataset_of(run), run)
+    training.record = lambda step, metrics: recorded_steps.append((step, set(metrics)))
+    with watched_by(lambda phase, ratio, note: heard.append((phase, ratio, note))):
+        for _ in range(REPORT_EVERY):
+            training.advance()
+    [(phase, ratio, note)] = heard
+    assert (phase, ratio) == ("hrm_training", pytest.approx(0.9 * REPORT_EVERY / CALLS))
+    assert re.fullmatch(
+        r"\d+:\d\d left · [\d,]+ rows/s · loss [-.\de+]+ · \d\.\d segments, \d+% halted · epoch 2/6", note
+    )
+    [(step, names)] = recorded_steps
+    assert step == REPORT_EVERY
+    assert {"rows_s", "train/total", "train/halted_ratio", "train/recoveries"} <= names

@@ -4,6 +4,7 @@ import io
 
 from rich.console import Console
 
+from flows import progress
 from flows.progress import bars, report
 
 
@@ -20,6 +21,11 @@ def shown(*, terminal: bool) -> str:
 def test_a_log_file_gets_a_line_when_a_phase_begins_and_one_when_it_ends():
     lines = shown(terminal=False).splitlines()
     assert lines == ["hrm_training: begins", "hrm_training: pass (0 s)", "parallel_validation: begins"]
+
+
+def test_a_log_file_hears_of_a_long_phase_now_and_then(monkeypatch):
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
+    assert "hrm_training: 50%, epoch 1 of 2" in shown(terminal=False).splitlines()
 
 
 def test_a_terminal_gets_bars():
