@@ -21,6 +21,7 @@ from typer._click.exceptions import ClickException
 
 from core.errors import ConfigError, HrmSystemError
 from core.log import configure_logging
+from core.manifest import Storage
 from core.settings import Settings, load_settings
 from flows.terminal import answer, disk_problem, fail
 
@@ -124,25 +125,30 @@ def finetune(
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="Folder written by HRMAgent.save_model or `hrm train`.")],
     version: Annotated[str, typer.Option(help="Version to publish as hrm/<version>.")],
+    storage: Annotated[Storage, typer.Option("--format", help="How the weights are stored.")] = "fp32",
+    portable: Annotated[bool, typer.Option("--portable", help="Add the whole decision in one file.")] = False,
+    preset: Preset = None,
     as_json: AsJson = False,
 ) -> None:
-    """Export a checkpoint to ONNX, prove parity with torch, and publish it. `hrm train` does this by itself."""
+    """Export a checkpoint to ONNX and publish it, if it decides as the checkpoint does. `hrm train` does so itself."""
     from flows.train import require_name
+    from flows.variants import publish_variant
     from hrm.checkpoint import load_model
-    from hrm.export import export_model
 
     require_name(version)
-    settings = _settings(None)
-    manifest = export_model(
+    settings = _settings(preset)
+    manifest = publish_variant(
         load_model(checkpoint),
+        settings,
         store=settings.paths.state_dir / "models",
         name="hrm",
         version=version,
-        settings=settings,
         metrics={},
         dataset_digest="unknown",
+        storage=storage,
+        portable=portable,
     )
-    answer({"model": f"hrm/{version}", **manifest.metrics}, as_json)
+    answer({"model": f"hrm/{version}", "format": manifest.storage, **manifest.metrics}, as_json)
 
 
 @app.command()

@@ -185,9 +185,7 @@ def test_paper_27m_fits_the_limit(tmp_path: Path, storage: Storage, expected_mb:
         metrics={},
         dataset_digest="abc",
         storage=storage,
-        portable=True,
     )
     engine = load_engine(settings, "hrm/v1")
     assert engine.manifest.parameters > 27e6
     assert engine.manifest.metrics["model_mb"] == pytest.approx(expected_mb, abs=2)
-    assert engine.manifest.files["portable.onnx"].bytes < 100e6

@@ -104,19 +104,19 @@ def test_float32_is_stored_as_it_is(compact: HierarchicalReasoningModel) -> None
 
 @settings(max_examples=25)
 @given(
-    st.integers(1, 6),
-    st.integers(1, 6),
-    st.integers(0, 2**32 - 1),
-    st.sampled_from([1e-20, 1.0, 1e20]),
-    st.booleans(),
+    outputs=st.integers(1, 6),
+    inputs=st.integers(1, 6),
+    seed=st.integers(0, 2**32 - 1),
+    size=st.sampled_from([1e-20, 1.0, 1e20]),
+    transposed=st.booleans(),
 )
 def test_every_matrix_on_the_grid_is_stored_in_8_bits_and_comes_back_exactly(
-    outputs: int, inputs: int, seed: int, size: float, transposed: bool
+    compact: HierarchicalReasoningModel, outputs: int, inputs: int, seed: int, size: float, transposed: bool
 ) -> None:
     layer = nn.Linear(inputs, outputs, bias=False)
     layer.weight.data = torch.randn(outputs, inputs, generator=torch.Generator().manual_seed(seed)) * size
     layer.weight.data[0] = 0.0
-    holder = model(SHALLOW)
+    holder = copy.deepcopy(compact)
     holder.recurrence.f_L.blocks[0].mlp.down = layer
     weight = rounded(holder, "int8").recurrence.f_L.blocks[0].mlp.down.weight.detach().numpy()
     stored = encode(product(weight.T if transposed else weight), "int8")
