@@ -50,7 +50,8 @@ def run(settings: Settings, names: tuple[str, ...], *, budget_s: float, seeds: i
         answer |= _of_hrm(found) | {"share_of_ceiling": answer["hrm"]["score"] / ceiling}
     if {"hrm", "ppo"} <= set(names):
         differences = [score_difference(seed.played["hrm"], seed.played["ppo"]) for seed in found]
-        answer["hrm_minus_ppo"] = named("score", over_seeds(differences))
+        by_seed = [named("score", interval) for interval in differences]
+        answer["hrm_minus_ppo"] = named("score", over_seeds(differences)) | {"by_seed": by_seed}
         answer["hrm_better_with_every_seed"] = all(interval.value > 0 for interval in differences)
     return answer
 

@@ -42,10 +42,10 @@ def run(
     if unknown:
         raise ConfigError(f"no such contender: {', '.join(unknown)}; there are {', '.join(module.CONTENDERS)}")
     task, seeds, options = ("real", 1, {"data": data}) if data else (task, seeds, {"seeds": seeds})
-    console = Console(stderr=True)
+    console, where = Console(stderr=True), described(seeds)  # the commit that runs, not one made meanwhile
     with bars(console):
         found = module.run(settings, names, budget_s=budget_s, **options)
-    answer = {**described(seeds), "task": task, "budget_s": budget_s, "device": _device(), "preset": settings.preset}
+    answer = {**where, "task": task, "budget_s": budget_s, "device": _device(), "preset": settings.preset}
     answer |= {"seeds": seeds} | found
     console.print(_table(answer))
     return answer
