@@ -19,10 +19,12 @@ from typing import Annotated, Any
 import typer
 from typer._click.exceptions import ClickException
 
+from benchmarks import commands as bench
 from core.errors import ConfigError, HrmSystemError
 from core.log import configure_logging
 from core.manifest import Storage
 from core.settings import Settings, load_settings
+from flows.options import AsJson, Data, Preset, Seed, existing
 from flows.terminal import answer, disk_problem, fail
 
 app = typer.Typer(
@@ -32,17 +34,11 @@ rollout_app = typer.Typer(no_args_is_help=True, help="Ask and steer the rollout 
 data_app = typer.Typer(no_args_is_help=True, help="Fetch and check bars.")
 app.add_typer(rollout_app, name="rollout")
 app.add_typer(data_app, name="data")
+app.add_typer(bench.app, name="bench")
 
 INTERRUPTED = 130  # as shells report a process that Ctrl-C ended
 SERVICE_WAIT_S = 10.0  # a service that was started a moment ago is given time to warm its models
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
-Preset = Annotated[str | None, typer.Option(help="compact, default, seed or paper_27m; auto by default.")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of the market, the training and the bootstrap.")]
-Data = Annotated[
-    Path | None,
-    typer.Option(help="Your bars: CSV or parquet with timestamp, open, high, low, close, volume. Default: synthetic."),
-]
 Model = Annotated[str, typer.Option(help="name/version in the model store, such as hrm/20260101-1.")]
 Reason = Annotated[str, typer.Option(help="Written into the rollout's log.")]
 
@@ -50,18 +46,6 @@ Reason = Annotated[str, typer.Option(help="Written into the rollout's log.")]
 class Algorithm(StrEnum):
     hrm = "hrm"
     ppo = "ppo"
-
-
-class Task(StrEnum):
-    instrument = "instrument"
-    book = "book"
-    random_walk = "random_walk"
-
-
-class Bench(StrEnum):
-    learning = "learning"
-    env = "env"
-    engine = "engine"
 
 
 @app.callback()
@@ -83,7 +67,7 @@ def migrate(data: Data = None, preset: Preset = None, seed: Seed = 0, as_json: A
     from flows.migration import run_migration
     from flows.outcome import print_outcome
 
-    result = run_migration(_settings(preset), _existing(data), seed=seed)
+    result = run_migration(_settings(preset), existing(data), seed=seed)
     print_outcome(result)
     if as_json:
         answer(result.to_dict(), as_json)
@@ -102,7 +86,7 @@ def train(
     """Train one agent, publish it to the model store and say how it does on held-out sessions."""
     from flows.train import train_and_publish
 
-    trained = train_and_publish(_settings(preset), algorithm.value, _existing(data), seed=seed, version=version)
+    trained = train_and_publish(_settings(preset), algorithm.value, existing(data), seed=seed, version=version)
     answer(trained, as_json)
 
 
@@ -118,7 +102,7 @@ def finetune(
     """Stage B: let a trained HRM learn on from rewards (PPO), publish it, and compare both on held-out sessions."""
     from flows.fine_tuning import fine_tune_and_publish
 
-    answer(fine_tune_and_publish(checkpoint, _settings(preset), _existing(data), seed=seed, version=version), as_json)
+    answer(fine_tune_and_publish(checkpoint, _settings(preset), existing(data), seed=seed, version=version), as_json)
 
 
 @app.command()
@@ -161,7 +145,7 @@ def backtest(model: Model, data: Data = None, seed: Seed = 0, as_json: AsJson = 
 
     settings = _settings(None)
     engine = load_engine(settings, model)
-    path = _existing(data)
+    path = existing(data)
     if path is None:
         market, cost = build_dataset(settings, None, seed).test, flat_costs(settings.trading.cost_bps)
     else:
@@ -214,7 +198,7 @@ def trade(
     from trading.synthetic import simulate
 
     settings = _settings(None)
-    path = _existing(data)
+    path = existing(data)
     if path is None:
         bars = simulate(settings.synthetic_market, sessions=sessions + WARM_UP_SESSIONS, seed=seed).bars
         cost, first_session = flat_costs(settings.trading.cost_bps), WARM_UP_SESSIONS
@@ -230,27 +214,6 @@ def trade(
     if report.decisions == 0:
         typer.echo("nothing new to trade: the ledger is ahead; give later bars or another --state-dir", err=True)
     answer(asdict(report), as_json)
-
-
-@app.command()
-def bench(  # noqa: PLR0913, PLR0917 - options of a command, all by name
-    name: Bench,
-    task: Annotated[Task, typer.Option(help="learning: what is learned.")] = Task.instrument,
-    budget_s: Annotated[float, typer.Option(min=0.1, help="learning: seconds of training for each contender.")] = 120.0,
-    seeds: Annotated[int, typer.Option(min=1, help="learning: how many seeds.")] = 5,
-    contenders: Annotated[str | None, typer.Option(help="learning: some of them only, such as hrm,ppo.")] = None,
-    data: Annotated[Path | None, typer.Option(help="learning: your bars, walked forward, as the task.")] = None,
-    preset: Preset = None,
-    as_json: AsJson = False,
-) -> None:
-    """Measure: `learning` (scores after the same training time), `env`, `engine`. Medians of several runs."""
-    from importlib import import_module
-
-    options: dict[str, Any] = {}
-    if name is Bench.learning:
-        options = {"task": task.value, "budget_s": budget_s, "seeds": seeds, "data": _existing(data)}
-        options |= {"contenders": tuple(contenders.split(","))} if contenders else {}
-    answer(import_module(f"benchmarks.{name.value}").run(_settings(preset), **options), as_json)
 
 
 @app.command()
@@ -372,12 +335,6 @@ def main() -> None:
 
 def _settings(preset: str | None) -> Settings:
     return load_settings(preset=preset)
-
-
-def _existing(data: Path | None) -> Path | None:
-    if data is not None and not data.is_file():
-        raise ConfigError(f"{data}: no such file; --data takes a CSV or parquet file of bars", code="no_such_file")
-    return data
 
 
 def _day(text: str) -> date:

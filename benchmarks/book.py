@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
-from benchmarks.contenders import training_device
 from benchmarks.intervals import named, over_seeds
 from benchmarks.training_clock import fit
 from core.settings import Settings
@@ -28,6 +27,7 @@ from hrm import control
 from hrm.act import AdaptiveComputationTime
 from hrm.batch import Batch
 from hrm.book import BookImitation, BookModel, book_utility
+from hrm.distributed import training_device
 from hrm.model import Carry
 from hrm.trainer import DeepSupervisionTrainer
 from trading import book_rules

@@ -22,6 +22,7 @@ from flows.progress import report
 from hrm import control
 from hrm.act import AdaptiveComputationTime
 from hrm.batch import MarketSampler, MarketTable
+from hrm.distributed import training_device
 from hrm.losses import Imitation
 from hrm.model import HierarchicalReasoningModel
 from hrm.thinking import think
@@ -58,10 +59,6 @@ class ModelDecisions:
     action: NDArray[np.int64]
     quantity: NDArray[np.float64]  # units
     segments: NDArray[np.int64]
-
-
-def training_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def for_device(settings: Settings) -> Settings:

@@ -14,10 +14,11 @@ from statistics import fmean, median
 from typing import Any
 
 from baselines import rules
-from benchmarks.contenders import Contender, for_device, train, training_device
+from benchmarks.contenders import Contender, for_device, train
 from benchmarks.depth import score_by_segments
 from benchmarks.intervals import named, over_seeds, score_difference
 from core.settings import Settings
+from hrm.distributed import training_device
 from trading.dataset import Dataset, build_dataset, window_values
 from trading.evaluation import Evaluation, best_targets, evaluate, evaluate_targets, score_interval
 

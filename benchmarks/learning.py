@@ -13,11 +13,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.contenders import training_device
 from benchmarks.machine import described
 from core.errors import ConfigError
 from core.settings import Settings
 from flows.progress import bars
+from hrm.distributed import training_device
 
 HEADLINES = ("score", "return_bps_per_day", "return_pct")
 

@@ -20,6 +20,7 @@ from benchmarks.plain import PlainStep
 from core.observation import ObservationSchema
 from core.settings import Architecture, Settings
 from hrm.batch import Batch, MarketSampler, MarketTable
+from hrm.distributed import training_device
 from hrm.layers import inner_width
 from hrm.losses import Imitation
 from hrm.model import FIXED_TOKENS, HierarchicalReasoningModel
@@ -38,7 +39,7 @@ def run(
     settings: Settings, *, tokens: int, batch: int, algorithm: str, runs: int = 5, total_steps: int = LONG
 ) -> dict[str, Any]:
     """Median rates over `runs` stretches, ours and the plain step's in turn. `algorithm`: published | single_head."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = training_device()
     settings = with_algorithm(settings, algorithm)
     sampler = random_sampler(tokens, device)
     trainer = make_trainer(settings, tokens, device, total_steps)
