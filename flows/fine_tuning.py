@@ -1,8 +1,9 @@
 """`hrm finetune`: stage B. A trained HRM goes on learning from rewards, and is published only as good as it was.
 
 PPO (hrm/finetune.py) plays the training environment, the same one as the incumbent's. VALIDATIONS times the moving
-average of its weights plays the validation sessions, by the measure that stage A was selected with; stage A itself is
-the first candidate, so that what is kept is never worse there than what came in.
+average of its weights plays the validation sessions, by the measure that stage A was selected with. What is kept is
+the average that is better than stage A with the most certainty, and stage A itself if none is better with 95 %
+confidence: the smallest of several noisy numbers alone would often be worse on other sessions (docs/experiments.md).
 """
 
 from __future__ import annotations
@@ -41,9 +42,10 @@ def fine_tune_and_publish(
     """Fine-tune the HRM of a checkpoint folder, publish `hrm/<version>`, compare both stages on held-out sessions.
 
     `settings`, `data` and `seed` are those it was trained with. Returns `model`, `checkpoint`, `improved` (on the
-    validation sessions; if not, the published weights are stage A's), `stage_a` and `stage_b` (held-out results with
-    intervals), stage B's paired advantage with its interval, and the `curve`. Raises, before it trains, ConfigError
-    if `version` is no name and ModelError if it exists or the checkpoint is damaged or another model's.
+    validation sessions, with confidence; if not, the published weights are stage A's), `stage_a` and `stage_b`
+    (held-out results with intervals), stage B's paired advantage with its interval, and the `curve`. Raises, before
+    it trains, ConfigError if `version` is no name and ModelError if it exists or the checkpoint is damaged or another
+    model's.
     """
     version = _free_version(settings, version)
     dataset = build_dataset(settings, data, seed)
@@ -56,31 +58,33 @@ def fine_tune_and_publish(
         train_s = time.monotonic() - started
         report(PHASE, 0.95, "measuring stage B on held-out sessions")
         stage_b = _on_test(agent, dataset)
-        losses = [point["loss_bps"] for point in curve]
-        published = _publish(agent, dataset, settings, version=version, validation=min(losses))
+        kept = max(curve, key=lambda point: point["advantage_ci95_low"])
+        published = _publish(agent, dataset, settings, version=version, validation=kept["loss_bps"])
         report(PHASE, 1.0, f"{published['model']} published")
     comparison = compared(stage_a, stage_b)
-    return published | {"improved": min(losses) < losses[0], "train_s": train_s} | comparison | {"curve": curve}
+    return published | {"improved": kept is not curve[0], "train_s": train_s} | comparison | {"curve": curve}
 
 
 def fine_tune(agent: HRMAgent, data: Dataset, settings: Settings, *, seed: int = 0) -> Curve:
     """Stage B for `fine_tuning.total_timesteps` decisions; leaves the best averaged weights in the agent.
 
-    Returns a point for each validation, the first of them stage A's: decisions so far, `loss_bps` (what is selected
-    by), `return_bps_per_day`, `mean_segments` and, but for stage A, the parts of the PPO loss.
+    Returns a point for each validation, the first of them stage A's: decisions so far, `loss_bps`,
+    `return_bps_per_day`, `mean_segments`, the lower bound of the paired advantage over stage A and, but for stage A,
+    the parts of the PPO loss.
     """
     training, env = settings.training_params, training_env(data, settings, seed)
     rollout_steps = training.ppo.n_envs * training.ppo.n_steps
     updates = max(1, training.fine_tuning.total_timesteps // rollout_steps)
-    curve = [_point(agent, data, 0)]
+    stage_a = validated(agent.decide_batch, data)
+    curve = [_point(stage_a, stage_a, steps=0)]
     best = copy.deepcopy(agent.model.state_dict())
     for update in range(1, updates + 1):
         parts = agent.fine_tuner.update(agent.fine_tuner.collect(env))
         report(PHASE, 0.05 + 0.9 * update / updates, f"{update * rollout_steps:,} of {updates * rollout_steps:,} steps")
         if (updates - update) % max(1, updates // VALIDATIONS):
             continue
-        point = _point(agent, data, update * rollout_steps)
-        if point["loss_bps"] < min(earlier["loss_bps"] for earlier in curve):
+        point = _point(validated(agent.decide_batch, data), stage_a, steps=update * rollout_steps)
+        if point["advantage_ci95_low"] > max(earlier["advantage_ci95_low"] for earlier in curve):
             best = copy.deepcopy(agent.model.state_dict())
         curve.append(point | parts)
     agent.model.load_state_dict(best)
@@ -143,11 +147,11 @@ def _on_test(agent: HRMAgent, data: Dataset) -> Evaluation:
     return evaluate(agent.decide_batch, data.test, data.schema, data.cost_bps)
 
 
-def _point(agent: HRMAgent, data: Dataset, steps: int) -> dict[str, float]:
-    found = validated(agent.decide_batch, data)
+def _point(found: Evaluation, stage_a: Evaluation, *, steps: int) -> dict[str, float]:
     return {
         "steps": steps,
         "loss_bps": selection_loss(found),
+        "advantage_ci95_low": mean_interval(advantage(found, stage_a)).ci95_low,
         "return_bps_per_day": float(found.return_bps.mean()),
         "mean_segments": found.mean_segments,
     }
