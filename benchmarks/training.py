@@ -121,12 +121,18 @@ def matmul_flop_per_s(device: torch.device) -> float:
 
 
 def with_algorithm(settings: Settings, algorithm: str) -> Settings:
-    """`published`: Q-learning halting with its bootstrap pass; `single_head`: none. Both with the one-step gradient."""
+    """`published`: Q-learning halting with its bootstrap pass; `single_head`: none. One-step gradient, AdamW."""
     model = settings.hierarchical_reasoning_model
     act = model.act.model_copy(update={"halting": "q_learning" if algorithm == "published" else "single_head"})
     supervision = settings.deep_supervision.model_copy(update={"gradient_approximation": "one_step"})
-    model = model.model_copy(update={"act": act})
-    return settings.model_copy(update={"hierarchical_reasoning_model": model, "deep_supervision": supervision})
+    hrm = settings.training_params.hrm.model_copy(update={"optimizer": "adamw"})
+    return settings.model_copy(
+        update={
+            "hierarchical_reasoning_model": model.model_copy(update={"act": act}),
+            "deep_supervision": supervision,
+            "training_params": settings.training_params.model_copy(update={"hrm": hrm}),
+        }
+    )
 
 
 def schema_of(tokens: int) -> ObservationSchema:

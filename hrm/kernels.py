@@ -130,14 +130,6 @@ def _(z: Tensor, weights: Sequence[Tensor], heads: int, cos: Tensor | None, sin:
     return z.new_empty(z.shape)
 
 
-def linear(x: Tensor, weight: Tensor, tile: Tile = PRODUCT) -> Tensor:
-    """x [M, K], weight [N, K] -> x W' [M, N]."""
-    tile, y = tile.within(len(weight)), x.new_empty(len(x), len(weight))
-    after = _blocked(y, tile.rows, tile.columns // 2)
-    _launch(device_code.linear, (*_operands(x, weight, tile), after), _sizes(x, y), tile)
-    return y
-
-
 def residual_linear(x: Tensor, weight: Tensor, residual: Stream, tile: Tile = PRODUCT) -> Stream:
     """x [M, K], weight [N, K], residual [M, N] -> the stream rms(residual) + x W' (see Stream), P = N / columns."""
     tile, y = tile.within(len(weight)), torch.empty_like(residual.values)

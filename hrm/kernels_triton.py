@@ -1,7 +1,7 @@
 # mypy: ignore-errors
 # (Triton compiles these functions: their arguments are its pointers and blocks, which Python's types do not describe.)
 # ruff: noqa: PLR0913, PLR0917 - a kernel's arguments are all it knows
-"""Device code of hrm/kernels.py: a matrix product with three different ends, and attention. Needs triton.
+"""Device code of hrm/kernels.py: a matrix product with two different ends, and attention. Needs triton.
 
 Rows M = B n tokens, N outputs, K inputs; every weight is (out, in), so both operands of a product have K innermost.
 Tiles travel by tensor descriptors (TMA), which read zeros and write nothing outside a tensor: M needs no mask. Each
@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-__all__ = ["TensorDescriptor", "linear", "residual_linear", "rotary_attention", "swiglu_linear"]
+__all__ = ["TensorDescriptor", "residual_linear", "rotary_attention", "swiglu_linear"]
 
 
 @triton.jit
@@ -32,24 +32,6 @@ def halves(block):
     """[R, C] -> its left and its right [R, C / 2]."""
     left, right = tl.split(block.reshape(block.shape[0], 2, block.shape[1] // 2).permute(0, 2, 1))
     return left, right
-
-
-@triton.jit
-def linear(
-    x, weight, y,
-    M, N, K: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, FLATTEN: tl.constexpr,
-):  # fmt: skip
-    """y [M, N] = x [M, K] W'."""
-    across = N // COLUMNS
-    for tile in tl.range(tl.program_id(0), tl.cdiv(M, ROWS) * across, tl.num_programs(0), flatten=FLATTEN):
-        row, column = tile // across * ROWS, tile % across * COLUMNS
-        product = tl.zeros((ROWS, COLUMNS), tl.float32)
-        for k in range(0, K, DEPTH):
-            product = tl.dot(x.load([row, k]), weight.load([column, k]).T, product)
-        left, right = halves(product)
-        y.store([row, column], left.to(y.dtype))
-        y.store([row, column + COLUMNS // 2], right.to(y.dtype))
 
 
 @triton.jit

@@ -1,6 +1,8 @@
 """What an agent did in an environment, and how it turned out: what PPO learns from.
 
-The policy samples among the three legal actions; an action is kept with its log-probability, the segments it took
+The policy samples among the three legal actions, at TEMPERATURE: what decides in use is its greedy answer, and what
+learns must do nearly the same. At 1 a stage A policy, taught softmax(Q / tau), would lose more by sampling than it has
+left to learn, and PPO would teach it not to trade (docs/experiments.md). An action is kept with its log-probability, the segments it took
 (all start from the model's fixed initial carry) and, once the rollout has ended, its advantage and return.
 GAMMA is 1: a session ends, what counts is its return, and stage A taught the critic just that, in bps.
 
@@ -29,6 +31,7 @@ from hrm.model import HierarchicalReasoningModel
 from hrm.thinking import think
 
 GAMMA = 1.0
+TEMPERATURE = 0.25
 
 
 class VectorEnv(Protocol):
@@ -79,7 +82,7 @@ class Rollout(NamedTuple):
 
 def log_policy(action_logits: Tensor, position: Tensor) -> Tensor:
     """Log-probabilities [B, 3] of the legal actions, by target position -1, 0, +1; no other action has any."""
-    return target_logits(action_logits, position, _ACTIONS.to(position.device)).log_softmax(-1)
+    return (target_logits(action_logits, position, _ACTIONS.to(position.device)) / TEMPERATURE).log_softmax(-1)
 
 
 def log_prob_of(action: Tensor, log_probs: Tensor, position: Tensor) -> Tensor:

@@ -20,7 +20,6 @@ from hrm.kernels import (
     available,
     level_forward,
     level_weights,
-    linear,
     residual_linear,
     rotary_attention,
     supports,
@@ -57,13 +56,6 @@ def squares_of(values: Tensor, parts: int) -> Tensor:
 def close(found: Tensor, expected: Tensor) -> None:
     assert found.dtype is DTYPE
     torch.testing.assert_close(found.float(), expected.float(), rtol=TOLERANCE, atol=TOLERANCE)
-
-
-@needs_kernels
-@pytest.mark.parametrize("rows", [1, 64, 200, 700])
-def test_a_product_of_any_number_of_rows_is_the_product(rows: int) -> None:
-    x, w = normal(rows, 128), weight(128, 128)
-    close(linear(x, w, SMALL), x @ w.T)
 
 
 @needs_kernels
