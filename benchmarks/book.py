@@ -19,7 +19,7 @@ from scipy import stats
 from torch import Tensor
 
 from benchmarks.intervals import named, over_seeds
-from benchmarks.training_clock import fit
+from benchmarks.training_clock import fit, guessed_steps
 from core.settings import Settings
 from flows.book_sampler import BookSampler, book_of
 from flows.progress import report
@@ -147,7 +147,9 @@ def train(
     validation = BookSampler(law, seed=TEST_SEED + 1 + seed, device=device).batch(VALIDATION_ROWS[device.type])
     model = BookModel(settings.hierarchical_reasoning_model, law.instruments, law.factors, seed=seed)
     objective = BookImitation(temperature=TEMPERATURE, tolerance=TOLERANCE)
-    trainer = DeepSupervisionTrainer(model, settings, objective, total_steps=10_000, seed=seed, device=device)
+    trainer = DeepSupervisionTrainer(
+        model, settings, objective, total_steps=guessed_steps(budget_s), seed=seed, device=device
+    )
     rows, depth = settings.performance.batch_size, settings.hierarchical_reasoning_model.act.max_segments
     done = fit(
         trainer,

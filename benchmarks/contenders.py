@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from baselines import ppo
-from benchmarks.training_clock import fit
+from benchmarks.training_clock import fit, guessed_steps
 from core.actions import legal_actions
 from core.settings import Settings
 from flows.progress import report
@@ -33,7 +33,6 @@ from trading.evaluation import evaluate
 
 VALIDATION_SESSIONS = 100  # enough to rank weights, few enough to leave the time to training
 GPU_TRAIN_SESSIONS = 40_000  # in minutes a GPU sees some thousand sessions dozens of times
-STEPS_PER_S = 10  # guessed until the rate is known; the trainer compiles trainings that will be long
 PPO_THREADS = 4  # small matrices: more threads wait more than they compute
 
 SETTINGS_OF: dict[str, Callable[[Settings], Settings]] = {
@@ -107,8 +106,9 @@ def _train_model(name: str, data: Dataset, settings: Settings, *, budget_s: floa
         label_temperature=data.label_temperature_bps / data.label_cost_bps,
         reward_shaping=settings.hierarchical_reasoning_model.act.reward_shaping,
     )
-    guess = max(1, round(STEPS_PER_S * budget_s))
-    trainer = DeepSupervisionTrainer(model, settings, objective, total_steps=guess, seed=seed, device=device)
+    trainer = DeepSupervisionTrainer(
+        model, settings, objective, total_steps=guessed_steps(budget_s), seed=seed, device=device
+    )
     table = MarketTable(**training_table(data, settings))
     sampler = MarketSampler(table, data.schema.window, seed=seed, device=device)
     policy, rows = policy_of(trainer.ema), settings.performance.batch_size

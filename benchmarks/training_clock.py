@@ -17,10 +17,16 @@ from hrm.batch import Batch
 from hrm.trainer import DeepSupervisionTrainer
 
 LOOKS_AT = (0.6, 0.75, 0.9, 1.0)  # of the training time
+STEPS_PER_S = 10  # guessed until the rate is known
 UNTIMED_STEPS = 8  # on a GPU the first steps compile and capture; none of them tells the rate
 REPORT_S = 0.5
 
 Report = Callable[[float, str], None]  # ratio of the budget used, note
+
+
+def guessed_steps(budget_s: float) -> int:
+    """For a trainer that wants to know how long it will train: it compiles what will be long."""
+    return max(1, round(STEPS_PER_S * budget_s))
 
 
 @dataclass
