@@ -1,9 +1,9 @@
 """What an agent did in an environment, and how it turned out: what PPO learns from.
 
-The policy samples among the three legal actions, at TEMPERATURE: what decides in use is its greedy answer, and what
-learns must do nearly the same. At 1 a stage A policy, taught softmax(Q / tau), would lose more by sampling than it has
-left to learn, and PPO would teach it not to trade (docs/experiments.md). An action is kept with its log-probability, the segments it took
-(all start from the model's fixed initial carry) and, once the rollout has ended, its advantage and return.
+The policy samples among the three legal actions; an action is kept with its log-probability, the segments it took (all
+start from the model's fixed initial carry) and, once the rollout has ended, its advantage and return. It samples at
+TEMPERATURE: what decides in use is the greedy answer, and what learns must do nearly the same. At 1 a stage A policy,
+taught softmax(Q / tau), loses more by sampling than it has left to learn (docs/experiments.md).
 GAMMA is 1: a session ends, what counts is its return, and stage A taught the critic just that, in bps.
 
 Shapes: E environments in lock-step, T steps of one rollout, N = T * E decisions.
