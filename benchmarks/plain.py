@@ -2,7 +2,7 @@
 
 It has the model's parameters and computes the published step with the textbook modules: bfloat16 autocast on CUDA,
 `scaled_dot_product_attention`, an AdamW over all parameters, a moving average in a loop. The yardstick of
-`hrm bench training`; benchmarks/test holds it to the trainer's own loss.
+`hrm bench training`; a test holds it to the trainer's own loss.
 """
 
 from __future__ import annotations
@@ -60,19 +60,19 @@ class PlainStep:
         return float(loss.detach())
 
     def _segment(self, z_H: Tensor, z_L: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """One segment with the one-step gradient; levels of equal width."""
+        """One segment with the one-step gradient and the soft reset."""
         recurrence = self.model.recurrence
-        x = self.model.embed(batch["bars"], batch["account"])
+        x = recurrence.x_to_L(self.model.embed(batch["bars"], batch["account"]))
         cycles, steps = recurrence.cycles, recurrence.steps
         with torch.no_grad():
             for cycle in range(cycles):
                 for step in range(steps):
                     if not (cycle == cycles - 1 and step == steps - 1):
-                        z_L = _level(recurrence.f_L, z_L, z_H + x)
+                        z_L = _level(recurrence.f_L, z_L, recurrence.H_to_L(z_H) + x)
                 if cycle < cycles - 1:
-                    z_H = _level(recurrence.f_H, z_H, z_L)
-        z_L = _level(recurrence.f_L, z_L, z_H + x)
-        return _level(recurrence.f_H, z_H, z_L), z_L
+                    z_H = _level(recurrence.f_H, z_H, recurrence.L_to_H(z_L))
+        z_L = _level(recurrence.f_L, z_L, recurrence.H_to_L(z_H) + x)
+        return _level(recurrence.f_H, z_H, recurrence.L_to_H(z_L)), z_L
 
 
 def _level(level: Level, z: Tensor, injection: Tensor) -> Tensor:

@@ -14,8 +14,12 @@ TOKENS, ROWS = 5, 16
 CPU = torch.device("cpu")
 
 
-def settings(algorithm: str, gradient: str = "one_step") -> Settings:
-    environ = {"HRM_DEEP_SUPERVISION__MAX_SUPERVISION_SEGMENTS": "6"}
+WIDTH = "HRM_HIERARCHICAL_REASONING_MODEL__ARCHITECTURE__"
+UNEQUAL = {f"{WIDTH}L_MODULE_DIM": "32", f"{WIDTH}EMBEDDING_DIM": "16"}  # as in the seed's own preset
+
+
+def settings(algorithm: str, gradient: str = "one_step", widths: dict[str, str] | None = None) -> Settings:
+    environ = {"HRM_DEEP_SUPERVISION__MAX_SUPERVISION_SEGMENTS": "6"} | (widths or {})
     chosen = with_algorithm(load_settings(preset="compact", environ=environ), algorithm)
     supervision = chosen.deep_supervision.model_copy(update={"gradient_approximation": gradient})
     return chosen.model_copy(update={"deep_supervision": supervision})
@@ -33,9 +37,10 @@ def test_the_arithmetic_of_a_step_is_what_torch_counts(algorithm: str, gradient:
     assert flop_per_row(chosen, TOKENS) == pytest.approx(counted, rel=0.04)  # input and output networks come on top
 
 
+@pytest.mark.parametrize("widths", [{}, UNEQUAL], ids=["equal", "unequal"])
 @pytest.mark.parametrize("algorithm", ["published", "single_head"])
-def test_the_plain_step_computes_what_the_trainer_does(algorithm: str) -> None:
-    chosen = settings(algorithm)
+def test_the_plain_step_computes_what_the_trainer_does(algorithm: str, widths: dict[str, str]) -> None:
+    chosen = settings(algorithm, widths=widths)
     trainer, sampler = make_trainer(chosen, TOKENS, CPU, total_steps=10), random_sampler(TOKENS, CPU)
     plain = PlainStep(make_model(chosen, TOKENS), chosen, CPU)
     batch = sampler.batch(ROWS)
