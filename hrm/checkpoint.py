@@ -127,7 +127,8 @@ def read_checkpoint(folder: Path, index: str = INDEX) -> Checkpoint:
         return Checkpoint.model_validate_json(file.read_bytes())
     except OSError as error:
         raise ModelError(
-            f"{file}: no readable checkpoint ({error.strerror}); {REMEDY}", code="checkpoint_absent"
+            f"{file}: no readable checkpoint ({error.strerror}); name the folder that a training wrote, or {REMEDY}",
+            code="checkpoint_absent",
         ) from error
     except ValidationError as error:
         detail = error.errors(include_url=False)[0]

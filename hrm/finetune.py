@@ -61,8 +61,8 @@ class FineTuner:
     def update(self, rollout: Rollout) -> dict[str, float]:
         """`n_epochs` over the rollout in minibatches; the parts of the loss, means over the minibatches.
 
-        Raises DataError for a rollout that cannot be learned from, ModelError for a loss or gradient that is not
-        finite; neither changes a weight.
+        Raises DataError, changing nothing, for a rollout that cannot be learned from, and ModelError for a loss or
+        gradient that is not finite: that step is not taken, those of earlier minibatches were.
         """
         require_valid(rollout, self.model.settings.halting_rule.max_segments)
         rollout, scale_bps = _normalised(rollout)
