@@ -61,6 +61,15 @@ class ModelManifest(BaseModel):
     created_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
 
 
+def require_free(target: Path) -> None:
+    """Raises ModelError if the version's folder `<store>/<name>/<version>` exists already."""
+    if target.exists():
+        raise ModelError(
+            f"{target} exists already; a published version never changes, choose another version",
+            code="version_exists",
+        )
+
+
 def publish(store: Path, files: Mapping[str, bytes], **fields: object) -> ModelManifest:
     """Write a new version into the store in one rename and return its manifest.
 
@@ -70,11 +79,7 @@ def publish(store: Path, files: Mapping[str, bytes], **fields: object) -> ModelM
     digests = {name: FileDigest(sha256=sha256_hex(data), bytes=len(data)) for name, data in files.items()}
     manifest = ModelManifest.model_validate({**fields, "files": digests})
     target = store / manifest.name / manifest.version
-    if target.exists():
-        raise ModelError(
-            f"{target} exists already; a published version never changes, choose another version",
-            code="version_exists",
-        )
+    require_free(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=".publishing-"))
     try:

@@ -22,7 +22,7 @@ import numpy as np
 
 from core.errors import ModelError
 from core.gates import Verdict, judge
-from core.manifest import ModelManifest, Storage, publish
+from core.manifest import ModelManifest, Storage, publish, require_free
 from core.settings import Settings
 from flows.measure import VALIDATION_SESSIONS, validated
 from serving.engine import Engine
@@ -49,12 +49,13 @@ def publish_variant(
 ) -> ModelManifest:
     """Export into a scratch store, judge, publish in `store`; the manifest's metrics hold the gate's numbers.
 
-    `export` are hrm.export.export_model's other arguments. Raises ModelError, publishing nothing, if the model needs
-    another observation than `settings` describe, the export's own checks fail, or the gate says no: the message says
-    which limit and by how much.
+    `export` are hrm.export.export_model's other arguments. Raises ModelError, publishing nothing, if the version is
+    taken, the model needs another observation than `settings` describe, the export's own checks fail, or the gate
+    says no: the message says which limit and by how much.
     """
     from hrm.export import export_model
 
+    require_free(store / export["name"] / export["version"])  # before minutes are spent on it
     market = build_dataset(settings, None, MARKET_SEED)
     market.schema.require(model.schema, "the model")
     with tempfile.TemporaryDirectory(prefix="hrm-variant-") as folder:

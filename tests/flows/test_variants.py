@@ -153,6 +153,15 @@ def test_what_is_too_large_is_refused_before_it_is_run(
         publish(trained, with_gate(settings, model_mb={"max": 0.001}), "large", "fp32")
 
 
+def test_a_version_that_is_taken_is_refused_before_anything_is_exported(
+    trained: HierarchicalReasoningModel, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hrm.export.export_segment", lambda _: pytest.fail("it was exported"))
+    (store_of(settings) / "hrm" / "taken").mkdir(parents=True)
+    with pytest.raises(ModelError, match="taken exists already"):
+        publish(trained, settings, "taken", "fp32")
+
+
 def test_a_model_of_another_observation_is_refused(trained: HierarchicalReasoningModel, settings: Settings) -> None:
     wider = settings.model_copy(update={"observation": settings.observation.model_copy(update={"window": 80})})
     with pytest.raises(ModelError, match="another observation schema"):
