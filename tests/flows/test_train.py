@@ -71,6 +71,7 @@ def torchrun(state_dir: Path, *command: str, **changes: str) -> subprocess.Compl
     )
 
 
+@pytest.mark.slow
 def test_under_torchrun_two_processes_train_one_model_and_the_first_alone_speaks(tmp_path):
     done = torchrun(tmp_path, "train", "--version", "two", "--json")
     assert done.returncode == 0, done.stderr
