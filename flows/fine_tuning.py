@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from core.errors import ModelError
+from core.errors import ConfigError, ModelError
 from core.settings import Settings
 from flows.hrm_training import MODEL, with_label_temperature
 from flows.measure import headline, selection_loss, validated
@@ -44,8 +44,8 @@ def fine_tune_and_publish(
     `settings`, `data` and `seed` are those it was trained with. Returns `model`, `checkpoint`, `improved` (on the
     validation sessions, with confidence; if not, the published weights are stage A's), `stage_a` and `stage_b`
     (held-out results with intervals), stage B's paired advantage with its interval, and the `curve`. Raises, before
-    it trains, ConfigError if `version` is no name and ModelError if it exists or the checkpoint is damaged or another
-    model's.
+    it trains, ConfigError if `version` is no name or another training's, and ModelError if it is published or the
+    checkpoint is damaged or another model's.
     """
     version = _free_version(settings, version)
     dataset = build_dataset(settings, data, seed)
@@ -117,10 +117,16 @@ def _agent(checkpoint: Path, settings: Settings, data: Dataset, seed: int) -> HR
 
 
 def _free_version(settings: Settings, version: str | None) -> str:
-    """The version, by default the time of day. Raises ConfigError if it is no name, ModelError if it is taken."""
+    """The version, by default the time of day.
+
+    Raises ModelError if it is published, ConfigError if it is no name or another training's, finished or not.
+    """
     version = f"{datetime.now(UTC):%Y%m%d-%H%M%S}" if version is None else require_name(version)
-    if (settings.paths.state_dir / "models" / MODEL / version).exists():
+    state_dir = settings.paths.state_dir
+    if (state_dir / "models" / MODEL / version).exists():
         raise ModelError(f"{MODEL}/{version} is published already; choose another --version", code="version_exists")
+    if (folder := state_dir / "trainings" / MODEL / version).exists():
+        raise ConfigError(f"{folder}: is another training's; choose another --version", code="other_training")
     return version
 
 

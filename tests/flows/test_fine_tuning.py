@@ -92,6 +92,9 @@ def test_a_taken_version_a_bad_name_and_a_missing_checkpoint_are_refused_before_
     state_dir, checkpoint = trained
     with pytest.raises(ModelError, match="published already"):
         fine_tune_and_publish(checkpoint, settings(state_dir), None, version="a")
+    (unfinished := state_dir / "trainings" / "hrm" / "unfinished").mkdir()
+    with pytest.raises(ConfigError, match="another training's"):  # whose checkpoint would be written over
+        fine_tune_and_publish(checkpoint, settings(state_dir), None, version=unfinished.name)
     with pytest.raises(ConfigError, match="up to 64"):
         fine_tune_and_publish(checkpoint, settings(state_dir), None, version="../b")
     with pytest.raises(ModelError, match="no readable checkpoint"):
