@@ -32,7 +32,7 @@ from hrm.model import Carry
 from hrm.trainer import DeepSupervisionTrainer
 from trading import book_rules
 from trading.book import Book, BookLaw, feasible, gains
-from trading.book_exact import solve
+from trading.book_exact import binding_limits, solve
 from trading.evaluation import Interval
 
 SEGMENTS = 16
@@ -245,6 +245,7 @@ def _of_hrm(found: list[Answers], test: Test) -> dict[str, Any]:
         "act_ci95": [act.ci95_low, act.ci95_high],
         "act_mean_segments": float(segments.mean()),
         "act_segments_by_difficulty": [float(segments[quarter == q].mean()) for q in range(4)],
+        "act_segments_by_binding_limits": _by_binding_limits(segments, test),
         "act_segments_difficulty_correlation": _rank_correlation(segments, test.entropy),
         "infeasible_ratio": fmean(float(one.infeasible[-1]) for one in found),
     }
@@ -272,6 +273,13 @@ def _other_size(model: BookModel, instruments: int, rows: int) -> dict[str, floa
         "greedy_score": score_of(gains(book, book_rules.greedy(book)), best).value,
         "exact_solver_ms": solve_ms,
     }
+
+
+def _by_binding_limits(segments: Floats, test: Test) -> list[float | None]:
+    """Mean segments where 0, 1 and 2 limits bind; None where there is no such instance."""
+    binding = binding_limits(test.book[:RULE_ROWS])
+    of = [segments[:RULE_ROWS][binding == limits] for limits in range(3)]
+    return [float(some.mean()) if len(some) else None for some in of]
 
 
 def _rank_correlation(segments: Floats, difficulty: Floats) -> float | None:

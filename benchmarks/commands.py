@@ -34,14 +34,16 @@ def learning(
     budget_s: Annotated[float, typer.Option(min=0.1, help="Seconds of training for each contender.")] = 120.0,
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 5,
     contenders: Annotated[str | None, typer.Option(help="Some of them only, such as hrm,ppo.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Your bars, walked forward, as the task.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Your bars, walked forward with one seed, instead of a task.")
+    ] = None,
     preset: Preset = None,
     as_json: AsJson = False,
 ) -> None:
     """What is learned in a given time, beside the incumbent, the controls and the exact optimum."""
     from benchmarks.learning import run
 
-    names = tuple(contenders.split(",")) if contenders else None
+    names = tuple(name.strip() for name in contenders.split(",")) if contenders else None
     found = run(
         load_settings(preset=preset),
         task=task.value,

@@ -131,10 +131,9 @@ def _free_version(settings: Settings, version: str | None) -> str:
 
 
 def _publish(agent: HRMAgent, data: Dataset, settings: Settings, *, version: str, validation: float) -> dict[str, str]:
-    """Save the agent's checkpoint and publish its averaged weights: `model` and `checkpoint`."""
+    """Publish the agent's averaged weights and save its checkpoint: `model` and `checkpoint`."""
     state_dir = settings.paths.state_dir.resolve()
     checkpoint = state_dir / "trainings" / MODEL / version / "checkpoint"
-    agent.save_model(checkpoint)
     manifest = publish_variant(
         agent.model,
         settings,
@@ -146,6 +145,7 @@ def _publish(agent: HRMAgent, data: Dataset, settings: Settings, *, version: str
         dataset_digest=data.digest,
         git_commit=git_commit(),
     )
+    agent.save_model(checkpoint)
     return {"model": f"{manifest.name}/{manifest.version}", "checkpoint": str(checkpoint)}
 
 

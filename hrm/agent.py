@@ -71,7 +71,7 @@ class HRMAgent:
         hrm = settings.hierarchical_reasoning_model
         model = HierarchicalReasoningModel(hrm, schema, settings.trading.max_quantity, seed=seed)
         training = settings.training_params.hrm
-        steps = max(1, training.rows_per_epoch * training.max_epochs // settings.performance.batch_size)
+        steps = max(1, training.rows_per_epoch // settings.performance.batch_size) * training.max_epochs
         objective = Imitation(
             cost_bps=cost_bps, label_temperature=training.label_temperature, reward_shaping=hrm.act.reward_shaping
         )

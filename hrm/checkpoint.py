@@ -28,7 +28,7 @@ from torch import Tensor
 from core.errors import ModelError
 from core.files import sha256_hex, write_atomically, write_json
 from core.observation import ObservationSchema
-from core.settings import HierarchicalReasoningModelSettings, HrmTraining
+from core.settings import DeepSupervision, HierarchicalReasoningModelSettings, HrmTraining
 from hrm import training_state
 from hrm.model import HierarchicalReasoningModel
 from hrm.training_state import REMEDY, Tensors, Trainer, named, part
@@ -37,7 +37,15 @@ INDEX = "checkpoint.json"
 PREVIOUS = "previous.json"
 NEXT = "next.json"
 DAMAGE = ("checkpoint_absent", "checkpoint_damaged", "digest_mismatch")  # error codes that the previous one mends
-SCHEDULE = ("optimizer", "learning_rate", "weight_decay", "scheduler", "warmup_steps", "ema_decay")
+TRAINING = (  # of training_params.hrm: what decides the sequence of losses
+    "optimizer",
+    "learning_rate",
+    "weight_decay",
+    "scheduler",
+    "warmup_steps",
+    "ema_decay",
+    "label_temperature",
+)
 
 Found = TypeVar("Found")
 
@@ -69,6 +77,7 @@ class Checkpoint(BaseModel):
     observation: ObservationSchema
     quantity_max: float = Field(gt=0)
     schedule: HrmTraining
+    deep_supervision: DeepSupervision
     total_steps: int = Field(ge=1)
     step: int = Field(ge=0)
     loss: float | None = Field(description="the last one that was judged")
@@ -200,6 +209,7 @@ def _save(folder: Path, trainer: Trainer, extra: Extra, rows: tuple[StoredFile, 
         observation=model.schema,
         quantity_max=model.quantity_max,
         schedule=trainer.settings.training_params.hrm,
+        deep_supervision=trainer.settings.deep_supervision,
         total_steps=trainer.total_steps,
         step=trainer.step,
         loss=trainer.loss if math.isfinite(trainer.loss) else None,
@@ -293,10 +303,12 @@ def _require_same_training(place: str, checkpoint: Checkpoint, trainer: Trainer)
     """A checkpoint continues only under the settings that made it."""
     model, hrm = trainer.model, trainer.settings.training_params.hrm
     saved, asked = checkpoint.settings, model.settings
-    differing = [name for name in ("architecture", "hierarchical") if getattr(saved, name) != getattr(asked, name)]
-    differing += [name for name in SCHEDULE if getattr(checkpoint.schedule, name) != getattr(hrm, name)]
+    differing = [
+        name for name in ("architecture", "hierarchical", "act") if getattr(saved, name) != getattr(asked, name)
+    ]
+    differing += [name for name in TRAINING if getattr(checkpoint.schedule, name) != getattr(hrm, name)]
     values = {
-        "act.q_learning_lr": (saved.act.q_learning_lr, asked.act.q_learning_lr),
+        "deep_supervision": (checkpoint.deep_supervision, trainer.settings.deep_supervision),
         "trading.max_quantity": (checkpoint.quantity_max, model.quantity_max),
         "total_steps": (checkpoint.total_steps, trainer.total_steps),
     }
