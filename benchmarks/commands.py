@@ -34,9 +34,7 @@ def learning(
     budget_s: Annotated[float, typer.Option(min=0.1, help="Seconds of training for each contender.")] = 120.0,
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 5,
     contenders: Annotated[str | None, typer.Option(help="Some of them only, such as hrm,ppo.")] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="Your bars, walked forward with one seed, instead of a task.")
-    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Your bars, walked forward, instead of a task.")] = None,
     preset: Preset = None,
     as_json: AsJson = False,
 ) -> None:

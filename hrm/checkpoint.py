@@ -303,12 +303,11 @@ def _require_same_training(place: str, checkpoint: Checkpoint, trainer: Trainer)
     """A checkpoint continues only under the settings that made it."""
     model, hrm = trainer.model, trainer.settings.training_params.hrm
     saved, asked = checkpoint.settings, model.settings
-    differing = [
-        name for name in ("architecture", "hierarchical", "act") if getattr(saved, name) != getattr(asked, name)
-    ]
+    differing = [name for name in ("architecture", "hierarchical") if getattr(saved, name) != getattr(asked, name)]
+    differing += _differing("act", saved.act, asked.act)
+    differing += _differing("deep_supervision", checkpoint.deep_supervision, trainer.settings.deep_supervision)
     differing += [name for name in TRAINING if getattr(checkpoint.schedule, name) != getattr(hrm, name)]
     values = {
-        "deep_supervision": (checkpoint.deep_supervision, trainer.settings.deep_supervision),
         "trading.max_quantity": (checkpoint.quantity_max, model.quantity_max),
         "total_steps": (checkpoint.total_steps, trainer.total_steps),
     }
@@ -318,3 +317,7 @@ def _require_same_training(place: str, checkpoint: Checkpoint, trainer: Trainer)
             f"{place}: saved under other settings of {', '.join(differing)}; use those or train again",
             code="settings_mismatch",
         )
+
+
+def _differing(section: str, then: BaseModel, now: BaseModel) -> list[str]:
+    return [f"{section}.{name}" for name in type(then).model_fields if getattr(then, name) != getattr(now, name)]

@@ -343,6 +343,11 @@ def test_another_architecture_is_refused_by_name(tmp_path: Path) -> None:
         ({f"{TRAINING}SCHEDULER": "constant"}, "scheduler"),
         ({f"{TRAINING}LEARNING_RATE": "0.5"}, "learning_rate"),
         ({f"{HRM}ACT__Q_LEARNING_LR": "0.5"}, r"act\.q_learning_lr"),
+        ({f"{HRM}ACT__HALTING": "q_learning"}, r"act\.halting"),
+        (
+            {"HRM_DEEP_SUPERVISION__GRADIENT_APPROXIMATION": "full_bptt"},
+            r"deep_supervision\.gradient_approximation",
+        ),
     ],
 )
 def test_another_schedule_or_optimizer_is_refused_by_name(tmp_path: Path, change: dict[str, str], name: str) -> None:
