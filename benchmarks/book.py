@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from scipy import stats
 from torch import Tensor
 
 from benchmarks.intervals import named, over_seeds
-from benchmarks.training_clock import fit, guessed_steps
+from benchmarks.training_clock import fit, guessed_steps, over_trainings
 from core.settings import Settings
 from flows.book_sampler import BookSampler, book_of
 from flows.progress import report
@@ -93,9 +93,7 @@ def run(settings: Settings, names: tuple[str, ...], *, budget_s: float, seeds: i
     for name in names:
         trained = [train(name, law, settings, budget_s=budget_s, seed=seed) for seed in range(seeds)]
         found = [answers(model, test) for model, _ in trained]
-        answer[name] = _summary(found, test) | {
-            key: median(facts[key] for _, facts in trained) for key in trained[0][1]
-        }
+        answer[name] = _summary(found, test) | over_trainings([facts for _, facts in trained])
         if name == "hrm":
             answer |= _of_hrm(found, test)
             answer["other_sizes"] = {str(k): _other_size(trained[0][0], k, rows) for k, rows in OTHER_SIZES.items()}
@@ -150,22 +148,15 @@ def train(
     trainer = DeepSupervisionTrainer(
         model, settings, objective, total_steps=guessed_steps(budget_s), seed=seed, device=device
     )
-    rows, depth = settings.performance.batch_size, settings.hierarchical_reasoning_model.act.max_segments
+    depth = settings.hierarchical_reasoning_model.act.max_segments
     done = fit(
         trainer,
-        sampler.batches(rows),
+        sampler.batches(settings.performance.batch_size),
         lambda: -float(think(trainer.ema, validation, depth)[-1].gain.mean()),
         budget_s=budget_s,
         report=lambda ratio, note: report(f"{name}, seed {seed}", ratio, note),
     )
-    facts = {
-        "train_s": done.train_s,
-        "steps": done.steps,
-        "rows": done.steps * rows,
-        "parameters": model.parameter_count,
-        "block_passes": control.block_passes(settings),
-    }
-    return trainer.ema, facts
+    return trainer.ema, done.facts(trainer, settings)
 
 
 @dataclass(frozen=True)

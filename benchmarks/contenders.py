@@ -111,23 +111,15 @@ def _train_model(name: str, data: Dataset, settings: Settings, *, budget_s: floa
     )
     table = MarketTable(**training_table(data, settings))
     sampler = MarketSampler(table, data.schema.window, seed=seed, device=device)
-    policy, rows = policy_of(trainer.ema), settings.performance.batch_size
+    policy = policy_of(trainer.ema)
     done = fit(
         trainer,
-        sampler.batches(rows),
+        sampler.batches(settings.performance.batch_size),
         lambda: _validation_loss(policy, data),
         budget_s=budget_s,
         report=lambda ratio, note: report(f"{name}, seed {seed}", ratio, note),
     )
-    facts = {
-        "train_s": done.train_s,
-        "steps": done.steps,
-        "rows": done.steps * rows,
-        "parameters": model.parameter_count,
-        "block_passes": control.block_passes(settings),
-        "looks": done.looks,
-    }
-    return Contender(policy, trainer.ema, facts)
+    return Contender(policy, trainer.ema, done.facts(trainer, settings))
 
 
 def _train_ppo(data: Dataset, settings: Settings, *, budget_s: float, seed: int) -> Contender:

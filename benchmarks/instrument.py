@@ -17,6 +17,7 @@ from baselines import rules
 from benchmarks.contenders import Contender, for_device, train
 from benchmarks.depth import score_by_segments
 from benchmarks.intervals import named, over_seeds, score_difference
+from benchmarks.training_clock import over_trainings
 from core.settings import Settings
 from hrm.distributed import training_device
 from trading.dataset import Dataset, build_dataset, window_values
@@ -87,7 +88,7 @@ def _of_contender(name: str, found: list[Seed]) -> dict[str, Any]:
     return {
         **named("score", over_seeds([score_interval(one) for one in played])),
         "scores": [_score(one) for one in played],
-        **{key: _middle([fact[key] for fact in facts]) for key in facts[0]},
+        **over_trainings(facts),
     }
 
 
@@ -100,11 +101,6 @@ def _of_hrm(found: list[Seed]) -> dict[str, Any]:
         "act_mean_segments": fmean(one.mean_segments for one in played),
         "hold_ratio": fmean(one.flat_ratio for one in played),
     }
-
-
-def _middle(values: list[Any]) -> Any:
-    """The median of numbers; lists (the looks) stay as they are, seed by seed."""
-    return values if isinstance(values[0], list) else median(values)
 
 
 def _score(evaluation: Evaluation) -> float:

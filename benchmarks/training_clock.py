@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
+from core.settings import Settings
+from hrm import control
 from hrm.batch import Batch
 from hrm.trainer import DeepSupervisionTrainer
 
@@ -87,6 +90,17 @@ class Fit:
     steps: int
     looks: list[float]
 
+    def facts(self, trainer: DeepSupervisionTrainer[Any], settings: Settings) -> dict[str, Any]:
+        """What it took, as the benchmarks report it."""
+        return {
+            "train_s": self.train_s,
+            "steps": self.steps,
+            "rows": self.steps * settings.performance.batch_size,
+            "parameters": trainer.model.parameter_count,
+            "block_passes": control.block_passes(settings),
+            "looks": self.looks,
+        }
+
 
 def fit(
     trainer: DeepSupervisionTrainer[Any],
@@ -125,3 +139,9 @@ def _train_until(
             report(min(0.99, reported_s / clock.budget_s), f"step {trainer.step}, loss {loss:.3f}")
         if clock.training_s >= share * clock.to_train_s:
             return
+
+
+def over_trainings(facts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Each fact over several seeds: the median of numbers; lists (the looks) stay as they are, seed by seed."""
+    found = {key: [one[key] for one in facts] for key in facts[0]}
+    return {key: values if isinstance(values[0], list) else median(values) for key, values in found.items()}
