@@ -26,8 +26,8 @@ serve: $(RUNTIME)  ## the inference service: ARGS='--champion ppo/...'
 trade: $(RUNTIME)  ## paper trading against the running service
 	$(BIN)/hrm trade $(if $(DATA),--data "$(DATA)") $(ARGS)
 
-test: $(DEV)  ## all tests but the slow ones
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+test: $(DEV)  ## all tests but the slow ones, two files at a time
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
 
 test-slow: $(DEV)  ## the proofs that take minutes or the whole machine
 	$(BIN)/python -m pytest -m slow --timeout 1800 $(ARGS)
