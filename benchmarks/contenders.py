@@ -8,24 +8,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from baselines import ppo
 from benchmarks.training_clock import fit, guessed_steps
-from core.actions import legal_actions
 from core.settings import Settings
 from flows.progress import report
 from hrm import control
-from hrm.act import AdaptiveComputationTime
 from hrm.batch import MarketSampler, MarketTable
+from hrm.decide import decide
 from hrm.distributed import training_device
 from hrm.losses import Imitation
 from hrm.model import HierarchicalReasoningModel
-from hrm.thinking import think
 from hrm.trainer import DeepSupervisionTrainer
 from trading.dataset import Dataset, training_env, training_table
 from trading.env import Policy
@@ -51,15 +48,6 @@ class Contender:
     facts: dict[str, Any]  # train_s, and of a model its steps, rows, parameters and validation looks
 
 
-@dataclass(frozen=True, eq=False)
-class ModelDecisions:
-    """B decisions of a model."""
-
-    action: NDArray[np.int64]
-    quantity: NDArray[np.float64]  # units
-    segments: NDArray[np.int64]
-
-
 def for_device(settings: Settings) -> Settings:
     """The settings with enough training sessions for the device."""
     if training_device().type == "cpu":
@@ -73,25 +61,6 @@ def train(name: str, data: Dataset, settings: Settings, *, budget_s: float, seed
     if name == "ppo":
         return _train_ppo(data, settings, budget_s=budget_s, seed=seed)
     return _train_model(name, data, SETTINGS_OF[name](settings), budget_s=budget_s, seed=seed)
-
-
-def policy_of(model: HierarchicalReasoningModel) -> Policy:
-    """Greedy legal decisions of a model on its own device, thinking until its halting rule says stop."""
-    act, device = AdaptiveComputationTime(model.settings), model.recurrence.H_init.device
-
-    def decide(
-        bars: NDArray[np.float32],
-        account: NDArray[np.float32],
-        complexity: NDArray[np.float32],
-        position: NDArray[np.int64],
-    ) -> ModelDecisions:
-        seen = [torch.from_numpy(array).to(device) for array in (bars, account, complexity)]
-        thought = think(model, act, (seen[0], seen[1]), seen[2])
-        logits = np.where(legal_actions(position), thought.action_logits.cpu().numpy(), -np.inf)
-        quantity = thought.log_quantity.exp().clamp(1.0, model.quantity_max).double().cpu().numpy()
-        return ModelDecisions(logits.argmax(1), quantity, thought.segments.cpu().numpy())
-
-    return decide
 
 
 def _train_model(name: str, data: Dataset, settings: Settings, *, budget_s: float, seed: int) -> Contender:
@@ -111,7 +80,7 @@ def _train_model(name: str, data: Dataset, settings: Settings, *, budget_s: floa
     )
     table = MarketTable(**training_table(data, settings))
     sampler = MarketSampler(table, data.schema.window, seed=seed, device=device)
-    policy = policy_of(trainer.ema)
+    policy = partial(decide, trainer.ema)
     done = fit(
         trainer,
         sampler.batches(settings.performance.batch_size),

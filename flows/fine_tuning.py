@@ -107,11 +107,11 @@ def _agent(checkpoint: Path, settings: Settings, data: Dataset, seed: int) -> HR
     import torch
 
     from hrm.agent import HRMAgent
+    from hrm.distributed import training_device
 
     torch.set_num_threads(1)  # small matrices: a second thread waits more than it computes
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     settings = with_label_temperature(settings, data)
-    agent = HRMAgent(data.schema, settings, data.label_cost_bps, device=device, seed=seed)
+    agent = HRMAgent(data.schema, settings, data.label_cost_bps, device=training_device(), seed=seed)
     agent.load_model(checkpoint)
     return agent
 

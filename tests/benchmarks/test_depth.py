@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
-from benchmarks.contenders import policy_of
 from benchmarks.depth import SEGMENTS, score_by_segments
 from core.settings import Settings
+from hrm.decide import decide
 from hrm.model import HierarchicalReasoningModel
 from trading.dataset import Dataset
 from trading.evaluation import evaluate
@@ -26,7 +28,7 @@ def test_each_depth_scores_as_a_model_forced_to_it(small: Settings, small_data: 
     scores = score_by_segments(model, small_data, len(sessions))
     assert len(scores) == SEGMENTS
     for segments in (1, 2, 5, 16):
-        policy = policy_of(_forced(model, segments))
+        policy = partial(decide, _forced(model, segments))
         played = evaluate(policy, small_data.test, small_data.schema, small_data.cost_bps, sessions)
         assert played.mean_segments == segments
         assert scores[segments - 1] == pytest.approx(played.score, abs=1e-9)
