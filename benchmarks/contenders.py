@@ -25,8 +25,8 @@ from hrm.losses import Imitation
 from hrm.model import HierarchicalReasoningModel
 from hrm.trainer import DeepSupervisionTrainer
 from trading.dataset import Dataset, training_env, training_table
-from trading.env import Policy
 from trading.evaluation import evaluate
+from trading.observations import Policy
 
 VALIDATION_SESSIONS = 100  # enough to rank weights, few enough to leave the time to training
 GPU_TRAIN_SESSIONS = 40_000  # in minutes a GPU sees some thousand sessions dozens of times

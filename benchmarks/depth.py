@@ -16,9 +16,9 @@ from core.observation import ObservationSchema
 from hrm.losses import ACTIONS, target_logits
 from hrm.model import HierarchicalReasoningModel
 from trading.dataset import Dataset
-from trading.env import observe
 from trading.evaluation import evaluate_targets
 from trading.market import Market
+from trading.observations import observe
 
 SEGMENTS = 16
 ROWS_AT_ONCE = {"cuda": 32_768, "cpu": 4096}

@@ -15,8 +15,8 @@ from benchmarks.contenders import for_device, train
 from benchmarks.intervals import named, over_seeds
 from core.settings import Settings
 from trading.dataset import random_walk
-from trading.env import Policy
 from trading.evaluation import Evaluation, evaluate, mean_interval
+from trading.observations import Policy
 
 CONTENDERS = ("hrm", "ppo")
 

@@ -16,8 +16,8 @@ from benchmarks.contenders import train
 from benchmarks.intervals import named, scaled
 from core.settings import Settings
 from trading.dataset import Dataset, walk_forward
-from trading.env import Policy
 from trading.evaluation import Evaluation, advantage, evaluate, mean_interval
+from trading.observations import Policy
 
 CONTENDERS = ("hrm", "ppo")
 FOLDS = 4

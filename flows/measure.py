@@ -15,9 +15,9 @@ from flows.run_state import Run
 from serving.engine import Engine
 from serving.store import load_version
 from trading.dataset import Dataset
-from trading.env import Policy, observe
 from trading.evaluation import Evaluation, Interval, evaluate, mean_interval, score_interval
 from trading.features import Floats
+from trading.observations import Policy, observe
 
 OBSERVATIONS = 420
 DEADLINE_S = 120

@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 from core.actions import SAFE_DECISION
 from core.errors import HrmSystemError
 from core.observation import ObservationSchema
-from trading.env import Observations, SessionEnv, Step
+from trading.env import SessionEnv, Step
 from trading.evaluation import regret_of
 from trading.features import Floats
 from trading.market import Ints, Market
+from trading.observations import Observations
 
 CLIENT_THREADS = 4
 BOTH = ("champion", "challenger")

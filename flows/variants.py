@@ -28,8 +28,9 @@ from flows.measure import VALIDATION_SESSIONS, validated
 from serving.engine import Engine
 from serving.store import MB, load_version
 from trading.dataset import Dataset, build_dataset
-from trading.env import Policy, SessionEnv, run_policy
+from trading.env import SessionEnv, run_policy
 from trading.evaluation import advantage
+from trading.observations import Policy
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from hrm.model import HierarchicalReasoningModel

@@ -22,9 +22,10 @@ import numpy as np
 from core.errors import DataError
 from core.observation import ObservationSchema
 from trading.costs import CostModel, Side
-from trading.env import Policy, SessionEnv, Step, run_policy
+from trading.env import SessionEnv, Step, run_policy
 from trading.features import Floats
 from trading.market import Ints, Market
+from trading.observations import Policy
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,7 @@ class _Book:
         for row in np.flatnonzero(orders):
             side = Side.BUY if orders[row] > 0 else Side.SELL
             day = day_of(int(self.bars.timestamps[at[row]]))
-            rupees = self.cost(side, float(price[row]), abs(float(orders[row])), day)
+            rupees = self.cost(day).of(side, float(price[row]), abs(float(orders[row])))
             self.pnl[row] -= rupees
             self.costs[row] += rupees
             self.trades[row] += 1

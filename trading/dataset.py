@@ -22,10 +22,11 @@ from core.observation import ObservationSchema
 from core.settings import Settings, Trading
 from trading import oracle, synthetic
 from trading.costs import round_trip_bps
-from trading.env import EndlessEnv, SessionEnv, account_of
+from trading.env import EndlessEnv, SessionEnv
 from trading.features import FeatureSettings, Floats, schema, sizing_log_quantity
 from trading.files import load_market_bars
 from trading.market import Bars, Market, prepare
+from trading.observations import account_of
 
 LABEL_HORIZON = 24  # bars
 # A file's labels charge this multiple of the real cost: a margin of safety without which a model trades on its own

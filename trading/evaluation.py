@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from core.actions import ACTION_OF
 from core.observation import ObservationSchema
-from trading.env import Policy, SessionEnv, Step, run_policy
+from trading.env import SessionEnv, Step, run_policy
 from trading.features import Floats
 from trading.market import Ints, Market
+from trading.observations import Policy
 
 BOOTSTRAP_REPETITIONS = 1000
 TARGETS = np.array([-1, 0, 1])

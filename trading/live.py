@@ -196,7 +196,7 @@ class PaperTrader:
         if last is None or previous is None or last.bar_ns != previous.timestamp_ns or last.reported:
             return
         if self.ledger.claim_report(last.intent_id):
-            cost_bps = turnover_cost_bps(self.broker.cost, bar.open, day_of(bar.timestamp_ns))
+            cost_bps = turnover_cost_bps(self.broker.cost(day_of(bar.timestamp_ns)), bar.open)
             earned = [
                 earned_bps(previous.close, bar, moved, cost_bps)
                 for moved in ((last.champion_from, last.champion_to), (last.challenger_from, last.challenger_to))
@@ -229,7 +229,7 @@ def run_paper(
     """Trade a replay of `bars` on paper, from where the ledger `<state_dir>/paper.db` left off.
 
     Args:
-        cost: rupees of one order; by default `trading.cost_bps` of its value.
+        cost: of orders by day; by default `trading.cost_bps` of its value.
         bars_per_s: speed of the bars that are new; None for as fast as the service answers.
         first_session: of `bars` to act in; the ones before only feed the features.
     """

@@ -258,7 +258,7 @@ class PaperBroker:
     def _fill(self, order_id: str, symbol: str, units: float, at: tuple[float, int]) -> None:
         price, bar_ns = at
         side = Side.BUY if units > 0 else Side.SELL
-        cost = self.cost(side, price, abs(units), day_of(bar_ns))
+        cost = self.cost(day_of(bar_ns)).of(side, price, abs(units))
         self.ledger.record_fill(Fill(order_id, symbol, units, price, cost, bar_ns))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import date
 
 import pytest
@@ -9,10 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trading.costs import (
+    OrderCosts,
     Side,
     charges,
     flat_costs,
     nse_index_future_costs,
+    order_rupees,
     round_trip_bps,
     stt_ratio,
     turnover_cost_bps,
@@ -54,14 +57,33 @@ def test_a_small_order_pays_brokerage_by_value() -> None:
 
 
 def test_a_unit_of_turnover_is_half_a_round_trip() -> None:
-    assert turnover_cost_bps(flat_costs(1.5), 20000.0, TODAY) == pytest.approx(1.5)
-    table = turnover_cost_bps(nse_index_future_costs(0.4), 26000.0, TODAY)
+    assert turnover_cost_bps(flat_costs(1.5)(TODAY), 20000.0) == pytest.approx(1.5)
+    table = turnover_cost_bps(nse_index_future_costs(0.4)(TODAY), 26000.0)
     assert table == pytest.approx(round_trip_bps(26000.0, 65, TODAY) / 2 + 0.4)
 
 
 @given(price=st.floats(1, 1e5), quantity=st.floats(1, 1e5), side=st.sampled_from(Side))
 def test_slippage_adds_exactly_its_bps_to_the_charges(price: float, quantity: float, side: Side) -> None:
-    value, order = price * quantity, (side, price, quantity, TODAY)
-    bare = charges(*order).total
-    assert nse_index_future_costs(2.0)(*order) == pytest.approx(bare + value * 2e-4)
-    assert flat_costs(1.5)(*order) == pytest.approx(value * 1.5e-4)
+    value, order = price * quantity, (side, price, quantity)
+    bare = charges(*order, TODAY).total
+    assert nse_index_future_costs(2.0)(TODAY).of(*order) == pytest.approx(bare + value * 2e-4)
+    assert flat_costs(1.5)(TODAY).of(*order) == pytest.approx(value * 1.5e-4)
+
+
+def test_an_order_above_the_freeze_quantity_pays_brokerage_for_each_of_its_slices() -> None:
+    costs = OrderCosts(brokerage_ratio=0.0003, brokerage_cap=20.0, buy_ratio=0.0, sell_ratio=0.0, slice_units=1800)
+    assert costs.of(Side.BUY, 26000.0, 1800) == 20.0
+    assert costs.of(Side.BUY, 26000.0, 1801) == pytest.approx(20.0 + 0.0003 * 26000.0)
+    assert costs.of(Side.SELL, 26000.0, 5400) == 60.0
+
+
+@given(
+    price=st.floats(1, 1e5),
+    quantity=st.integers(1, 100_000),
+    side=st.sampled_from(Side),
+    slice_units=st.sampled_from([75.0, 1800.0, float("inf")]),
+)
+def test_compiled_code_charges_the_same_rupees(price: float, quantity: int, side: Side, slice_units: float) -> None:
+    costs = replace(nse_index_future_costs(0.5)(TODAY), slice_units=slice_units)
+    compiled = order_rupees(costs.vector(), float(side * quantity), price)
+    assert compiled == pytest.approx(costs.of(side, price, quantity), rel=1e-15)

@@ -16,8 +16,8 @@ from trading.dataset import (
     training_env,
     training_table,
 )
-from trading.env import observe
 from trading.files import to_frame, write_bars
+from trading.observations import observe
 from trading.synthetic import simulate
 
 

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from core.actions import ACTION_OF, Action
 from core.errors import DataError
 from core.settings import load_settings
-from trading.env import EndlessEnv, SessionEnv, observe
+from trading.env import EndlessEnv, SessionEnv
 from trading.features import FeatureSettings, schema
 from trading.gym_env import TradingEnv
 from trading.market import Market, prepare
+from trading.observations import observe
 from trading.synthetic import simulate
 
 SETTINGS = load_settings(preset="compact", environ={})

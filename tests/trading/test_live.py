@@ -20,10 +20,11 @@ from core.actions import TARGET_OF
 from core.settings import Settings
 from trading import backtest
 from trading.costs import flat_costs, nse_index_future_costs
-from trading.env import SessionEnv, observe
+from trading.env import SessionEnv
 from trading.features import schema
 from trading.live import PaperTrader, TradeReport, earned_bps, run_paper
 from trading.market import Bars, Market
+from trading.observations import observe
 from trading.paper import Fill, Ledger, PaperBroker
 from trading.service import DecisionClient
 from trading.stream import replay

@@ -8,10 +8,11 @@ from core.actions import ACTION_OF
 from core.observation import ObservationSchema
 from core.settings import SyntheticMarket, load_settings
 from trading import oracle
-from trading.env import Observations, SessionEnv, run_policy
+from trading.env import SessionEnv, run_policy
 from trading.evaluation import evaluate, regret_of, score_interval, start_value
 from trading.features import FeatureSettings, schema
 from trading.market import Market, prepare
+from trading.observations import Observations
 from trading.synthetic import simulate
 
 SETTINGS = load_settings(preset="compact", environ={})
