@@ -15,11 +15,11 @@ from core.settings import Settings
 from serving.engine import load_engine
 from serving.store import list_versions
 from trading import backtest
-from trading.backtest import BacktestResult, session_days
+from trading.backtest import BacktestResult
 from trading.costs import CostModel, flat_costs, nse_index_future_costs
 from trading.features import FeatureSettings, schema
 from trading.files import load_market_bars
-from trading.market import Bars, Market, prepare
+from trading.market import Bars, Market, prepare, session_days
 from trading.stream import usual_session_length
 from trading.synthetic import simulate
 

@@ -14,7 +14,7 @@ The paper loop (trading/live.py) books the same bars to the same money; a test c
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from datetime import UTC, date, datetime
+from datetime import date
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from core.observation import ObservationSchema
 from trading.costs import CostModel, Side
 from trading.env import SessionEnv, Step, run_policy
 from trading.features import Floats
-from trading.market import Ints, Market
+from trading.market import Ints, Market, day_of, session_days
 from trading.observations import Policy
 
 
@@ -133,17 +133,6 @@ def run(
         hrm_metrics=hrm_metrics(depths),
         ruined_on=None if ruin is None else days[ruin],
     )
-
-
-def session_days(market: Market) -> list[date]:
-    """The day, in UTC, on which each session with decisions begins, [S]."""
-    first = np.searchsorted(market.bars.session, market.sessions)
-    return [day_of(int(market.bars.timestamps[at])) for at in first]
-
-
-def day_of(timestamp_ns: int) -> date:
-    """The UTC day of a bar, which is the trading day wherever the session does not cross midnight UTC."""
-    return datetime.fromtimestamp(timestamp_ns / 1e9, UTC).date()
 
 
 def hrm_metrics(depths: Ints) -> HrmMetrics:

@@ -23,10 +23,9 @@ import structlog
 from core.actions import LEGAL, TARGET_OF, Action
 from core.errors import DataError
 from core.settings import Settings
-from trading.backtest import day_of
 from trading.costs import CostModel, flat_costs, turnover_cost_bps
 from trading.features import FeatureSettings
-from trading.market import Bars
+from trading.market import Bars, day_of
 from trading.paper import Intent, Ledger, PaperBroker, Position, position_of
 from trading.service import ArmDecision, DecisionAnswer, DecisionClient
 from trading.stream import Bar, FeatureWindow, replay, usual_session_length

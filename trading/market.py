@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,6 +94,17 @@ class Market:
         ids = self.bars.session[self.decision_bars]
         inside = (ids >= first_session) & (ids <= last_session)
         return replace(self, decision_bars=self.decision_bars[inside])
+
+
+def session_days(market: Market) -> list[date]:
+    """The day, in UTC, on which each session with decisions begins, [S]."""
+    first = np.searchsorted(market.bars.session, market.sessions)
+    return [day_of(int(market.bars.timestamps[at])) for at in first]
+
+
+def day_of(timestamp_ns: int) -> date:
+    """The UTC day of a bar, which is the trading day wherever the session does not cross midnight UTC."""
+    return datetime.fromtimestamp(timestamp_ns / 1e9, UTC).date()
 
 
 def prepare(bars: Bars, settings: FeatureSettings, *, window: int) -> Market:

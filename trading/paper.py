@@ -35,8 +35,8 @@ from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import DatabaseError
 
 from core.errors import BrokerError
-from trading.backtest import day_of
 from trading.costs import CostModel, Side
+from trading.market import day_of
 
 metadata = MetaData()
 intents = Table(
