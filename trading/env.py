@@ -1,10 +1,7 @@
-"""Many sessions in lock-step: the one place where decisions become positions and positions become returns.
+"""Many sessions in lock-step: the environment, the backtest and the shadow arms (trading/accounting.py has the rules).
 
-    reward_bps[t] = 1e4 * (p_old (open[t+1] - close[t]) + p_new (close[t+1] - open[t+1])) / close[t]
-                    - cost_bps * |p_new - p_old|          and - cost_bps * |p_new| at a session's last bar
-
-p in {-1, 0, +1} is the direction held; the quantity sizes money (trading/backtest.py), not these rewards.
-B rows, one session each; a row whose session has ended earns nothing and ignores its actions.
+B rows, one session each; a row whose session has ended earns nothing and ignores its actions. No row ever sees or
+holds anything across a session's end.
 """
 
 from __future__ import annotations
@@ -15,11 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from core.actions import LEGAL, TARGET_OF
 from core.errors import DataError
 from core.observation import ObservationSchema
+from trading.accounting import ILLEGAL_ACTION, refusal, settle
+from trading.costs import CostModel, flat_costs
 from trading.features import Floats
-from trading.market import Ints, Market
+from trading.market import Ints, Market, session_days
 from trading.observations import Observations, Policy, PolicyDecisions, observe
 
 
@@ -28,10 +26,13 @@ class Step:
     """What one lock-step did, arrays over rows [B]; rows that were already done show zeros."""
 
     at: Ints  # bar of the decision
-    position: Ints  # after it
+    active: NDArray[np.bool_]  # the rows that decided
     reward_bps: Floats
+    pnl: Floats  # rupees, after charges
+    charges: Floats  # rupees
+    position: Ints  # after the decision, in {-1, 0, +1}
     turnover: Ints  # units of direction traded, the forced exit included
-    active: NDArray[np.bool_]
+    orders: Ints  # the forced exit included
 
 
 class SessionEnv:
@@ -41,32 +42,52 @@ class SessionEnv:
         market: prepared market.
         schema: the observation the policy expects.
         sessions: session ids, one row each.
-        cost_bps: per unit of turnover, slippage included.
+        cost_bps: per unit of turnover in the rewards, slippage included.
+        costs: of orders by day, in the money; by default `cost_bps` of their value.
+
+    Attributes, over rows [B]: `sessions`, `at` (the bar decided at next: an observation by index), `position`,
+    `units` (signed), `active`.
     """
 
-    def __init__(self, market: Market, schema: ObservationSchema, sessions: Ints, cost_bps: float) -> None:
+    def __init__(
+        self,
+        market: Market,
+        schema: ObservationSchema,
+        sessions: Ints,
+        cost_bps: float,
+        *,
+        costs: CostModel | None = None,
+    ) -> None:
         self.market, self.schema, self.cost_bps = market, schema, cost_bps
-        self._decision_sessions = market.bars.session[market.decision_bars]
+        self._prices = (market.bars.open, market.bars.close)
+        self._ids = market.sessions
+        decided_in = market.bars.session[market.decision_bars]
+        self._first = market.decision_bars[np.searchsorted(decided_in, self._ids, side="left")]
+        self._last = market.decision_bars[np.searchsorted(decided_in, self._ids, side="right") - 1]
+        by_day = costs or flat_costs(cost_bps)
+        self._costs = np.array([by_day(day).vector() for day in session_days(market)])
+        rows = len(sessions)
         self.sessions = np.array(sessions, dtype=np.int64)  # a copy: restart writes into it
-        self.at, self.last = self._span(self.sessions)
-        self.position: Ints = np.zeros(len(self.sessions), dtype=np.int64)
-        self.active = np.ones(len(self.sessions), dtype=np.bool_)
+        self.at, self.last, self.position = (np.zeros(rows, dtype=np.int64) for _ in range(3))
+        self.units, self.order_costs = np.zeros(rows), np.zeros((rows, 5))
+        self.active = np.zeros(rows, dtype=np.bool_)
+        self._one_unit = np.ones(rows)
+        self.restart(np.ones(rows, dtype=np.bool_), self.sessions)
 
     def restart(self, rows: NDArray[np.bool_], sessions: Ints) -> None:
-        """Put the rows in mask [B] at the start of new sessions, flat."""
-        self.sessions[rows] = sessions
-        self.at[rows], self.last[rows] = self._span(sessions)
-        self.position[rows] = 0
-        self.active[rows] = True
-
-    def _span(self, sessions: Ints) -> tuple[Ints, Ints]:
-        """First and last decision bar of each session."""
-        first = np.searchsorted(self._decision_sessions, sessions, side="left")
-        last = np.searchsorted(self._decision_sessions, sessions, side="right") - 1
-        if (last < first).any():
-            missing = np.asarray(sessions)[last < first][:5].tolist()
+        """Put the rows in mask [B] at the start of new sessions, flat. Raises DataError for an unknown session."""
+        index = np.searchsorted(self._ids, sessions)
+        known = self._ids.take(index, mode="clip") == sessions if len(self._ids) else np.zeros(len(index), np.bool_)
+        if not known.all():
+            missing = np.asarray(sessions)[~known][:5].tolist()
             raise DataError(f"{self.market.name}: no decision can be taken in sessions {missing}")
-        return self.market.decision_bars[first], self.market.decision_bars[last]
+        self.sessions[rows] = sessions
+        self.at[rows], self.last[rows], self.order_costs[rows] = (
+            self._first[index],
+            self._last[index],
+            self._costs[index],
+        )
+        self.position[rows], self.units[rows], self.active[rows] = 0, 0.0, True
 
     def __len__(self) -> int:
         return len(self.sessions)
@@ -76,33 +97,29 @@ class SessionEnv:
         return not self.active.any()
 
     def observe(self) -> Observations:
-        """Observations of every row; a finished row shows its last one again."""
-        return observe(self.market, self.schema, self.at, self.position)
+        """Observations of every row, windows copied; a finished row shows its last one again."""
+        return observe(self.market, self.schema, self.at, self.position.copy())  # step() writes into its own
 
-    def step(self, action: NDArray[np.integer]) -> Step:
-        """Take actions [B], one per row. Raises DataError for an action that is illegal in its position."""
-        action = np.asarray(action, dtype=np.int64)
-        if not LEGAL[self.position + 1, action][self.active].all():
+    def step(self, action: NDArray[np.integer], quantity: NDArray[np.floating] | None = None) -> Step:
+        """Take actions [B] with quantities [B] in units, by default one: they size the money, not the rewards.
+
+        Raises DataError, with nothing changed, for an action that is illegal in its position or a quantity that is
+        not a finite number of at least 1, in an active row.
+        """
+        taken: Ints = np.ascontiguousarray(action, dtype=np.int64)
+        size: Floats = self._one_unit if quantity is None else np.ascontiguousarray(quantity, dtype=np.float64)
+        if not len(taken) == len(size) == len(self):
+            raise DataError(f"{len(taken)} actions and {len(size)} quantities for {len(self)} rows")
+        refused = refusal(taken, size, self.position, self.active)
+        if refused == ILLEGAL_ACTION:
             raise DataError("illegal action for the position held; mask with core.actions.legal_actions")
+        if refused:
+            raise DataError("a quantity is not a finite number of at least 1")
         at, active = self.at.copy(), self.active.copy()
-        target = np.where(active, TARGET_OF[self.position + 1, action], self.position)
-        reward, turnover = _earn(self.market, at, self.position, target, self.cost_bps)
-        ending = at >= self.last
-        exit_turnover = np.where(ending, np.abs(target), 0)
-        reward = np.where(active, reward - self.cost_bps * exit_turnover, 0.0)
-        turnover = np.where(active, turnover + exit_turnover, 0)
-        self.position = np.where(active, np.where(ending, 0, target), 0)
-        self.active = active & ~ending
-        self.at = np.where(self.active, at + 1, at)
-        return Step(at, np.where(active, target, 0), reward, turnover, active)
-
-
-def _earn(market: Market, at: Ints, old: Ints, new: Ints, cost_bps: float) -> tuple[Floats, Ints]:
-    close, after = market.bars.close[at], at + 1
-    gap = (market.bars.open[after] - close) / close
-    bar = (market.bars.close[after] - market.bars.open[after]) / close
-    turnover = np.abs(new - old)
-    return 1e4 * (old * gap + new * bar) - cost_bps * turnover, turnover
+        earned, traded = np.empty((3, len(self))), np.empty((3, len(self)), dtype=np.int64)
+        state = (self.at, self.position, self.units, self.active)
+        settle((taken, size), self._prices, (self.cost_bps, self.order_costs), self.last, state, earned, traded)
+        return Step(at, active, *earned, *traded)
 
 
 class EndlessEnv:
@@ -140,4 +157,4 @@ def run_policy(policy: Policy, env: SessionEnv) -> Iterator[tuple[Observations, 
     while not env.done:
         seen = env.observe()
         decided = policy(*seen)
-        yield seen, decided, env.step(decided.action)
+        yield seen, decided, env.step(decided.action, decided.quantity)

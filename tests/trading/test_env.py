@@ -98,21 +98,6 @@ def test_gymnasium_accepts_the_environment() -> None:
     check_env(TradingEnv(MARKET, SCHEMA, COST), skip_render_check=True)
 
 
-def test_the_gymnasium_view_earns_the_same_rewards() -> None:
-    session = int(LAST[0])
-    scalar, batched = TradingEnv(MARKET, SCHEMA, COST), SessionEnv(MARKET, SCHEMA, LAST[:1], COST)
-    scalar.reset(options={"session": session})
-    rng = np.random.default_rng(1)
-    done = False
-    while not done:
-        action = ACTION_OF[batched.position + 1, rng.integers(0, 3, 1)]
-        _, reward, done, truncated, info = scalar.step((int(action[0]), np.array([5.0])))
-        assert reward == batched.step(action).reward_bps[0]
-        assert info["legal"]
-        assert not truncated
-    assert batched.done
-
-
 def test_an_illegal_action_in_the_gymnasium_view_holds_and_says_so() -> None:
     env = TradingEnv(MARKET, SCHEMA, COST)
     env.reset(seed=0)
