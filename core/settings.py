@@ -230,6 +230,15 @@ class Rollout(Section):
         return self
 
 
+class EvaluationSettings(Section):
+    alpha: float = Field(gt=0, lt=0.5)
+    power: float = Field(ge=0.5, lt=1.0)
+    non_inferiority_bps: float = Field(ge=0, allow_inf_nan=False)
+    embargo_sessions: int = Field(ge=0)
+    max_overfitting_probability: Ratio
+    min_deflated_sharpe: Ratio
+
+
 class Triggers(Section):
     window_s: Positive
     min_samples: Count
@@ -270,6 +279,7 @@ class Settings(Section):
     trading: Trading
     gates: Gates
     rollout: Rollout
+    evaluation: EvaluationSettings
     triggers: Triggers
     alerts: Alerts
     serving: Serving

@@ -5,14 +5,16 @@ keeps one unlucky pair among the first thirty samples from condemning a healthy 
 samples would hide a sudden collapse for long, so a CUSUM (Page 1954) of "half fail" against "ratio = limit" runs
 beside it: six failures in a row are enough, and at the limit itself it is wrong at most once in 200,000 samples.
 
-Money: an asymptotic confidence sequence (Waudby-Smith, Arbour, Sinha, Kennedy, Ramdas 2021) on batch means of
-paired differences; batches, because decisions near in time earn alike.
+Money: a confidence sequence (core/confidence.py) on batch means of paired differences; batches, because decisions
+near in time earn alike.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+
+from core.confidence import radius
 
 HEALTHY_FRACTION = 0.2  # a ratio of limit / 5 is healthy: the warning level 1 % of the seed's 5 %
 # Wald's upper boundary: alpha 0.1 %, beta 5 %. So small because a window slides, and is judged thousands of times: at
@@ -71,10 +73,8 @@ class UpperBound:
         t = self.count
         if t < FIRST_LOOK_BATCHES:
             return math.inf
-        rho2 = (2 * math.log(1 / self.alpha) + math.log(1 + 2 * math.log(1 / self.alpha))) / TUNED_FOR_BATCHES
-        spread = math.sqrt(self._squares / (t - 1))
-        width = 2 * (t * rho2 + 1) / (t * t * rho2) * math.log(1 + math.sqrt(t * rho2 + 1) / (2 * self.alpha))
-        return self.mean + spread * math.sqrt(width)
+        deviation = math.sqrt(self._squares / (t - 1))
+        return self.mean + deviation * float(radius(t, self.alpha, TUNED_FOR_BATCHES))
 
 
 @dataclass
