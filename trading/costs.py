@@ -1,27 +1,29 @@
-"""What an order costs: the dated charges of NSE index futures, and the flat rate of training and backtest.
+"""What an order costs: the dated charges of an instrument, and the flat rate of training and backtest.
 
-Rates as brokers publish them (public pages, seen 2026-11); all are ratios of the order's value unless said:
+The rates are those of `config/instruments.yaml` on the day; ratios are of the order's value:
 
-    brokerage   the smaller of Rs 20 and 0.03 %, per order
-    STT         sell side only, by date
+    brokerage   the smaller of a fixed sum and a ratio, per order
+    STT         sell side only
     exchange    transaction charge and investor protection fund
     SEBI        turnover fee
     stamp duty  buy side only
-    GST         18 % of brokerage + exchange + SEBI
+    GST         on brokerage + exchange + SEBI
 """
 
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from datetime import date
 from enum import IntEnum
+from functools import cache
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
+
+from trading.instruments import ChargeRates, Instrument, instrument
 
 
 class Side(IntEnum):
@@ -71,21 +73,6 @@ def order_rupees(costs: NDArray[np.float64], units: float, price: float) -> floa
 
 CostModel = Callable[[date], OrderCosts]  # what orders cost on a day
 
-BROKERAGE_RATIO = 0.0003
-BROKERAGE_CAP_RUPEES = 20.0
-EXCHANGE_RATIO = 0.0000183
-SEBI_RATIO = 0.000001
-STAMP_RATIO = 0.00002
-GST_RATIO = 0.18
-LOT_UNITS = 65.0  # NIFTY futures since January 2026
-# First day of validity -> ratio; ascending.
-STT_RATIOS = (
-    (date.min, 0.0001),
-    (date(2023, 4, 1), 0.000125),
-    (date(2024, 10, 1), 0.0002),
-    (date(2026, 4, 1), 0.0005),
-)
-
 
 @dataclass(frozen=True)
 class Charges:
@@ -103,36 +90,30 @@ class Charges:
         return float(sum(astuple(self)))
 
 
-def charges(side: Side, price: float, quantity: float, day: date) -> Charges:
-    """Charges of one NSE index-future order: `quantity` units at `price` rupees, traded on `day`."""
-    value = price * quantity
-    brokerage = min(BROKERAGE_CAP_RUPEES, BROKERAGE_RATIO * value)
-    exchange, sebi = EXCHANGE_RATIO * value, SEBI_RATIO * value
+def charges(side: Side, value: float, rates: ChargeRates) -> Charges:
+    """Charges of one order of `value` rupees at the rates of its day (`Instrument.charge_rates`)."""
+    brokerage = min(rates.brokerage_cap_rupees, rates.brokerage_ratio * value)
+    exchange, sebi = rates.exchange_ratio * value, rates.sebi_ratio * value
     return Charges(
         brokerage=brokerage,
-        stt=stt_ratio(day) * value if side is Side.SELL else 0.0,
+        stt=rates.stt_ratio * value if side is Side.SELL else 0.0,
         exchange=exchange,
         sebi=sebi,
-        stamp=STAMP_RATIO * value if side is Side.BUY else 0.0,
-        gst=GST_RATIO * (brokerage + exchange + sebi),
+        stamp=rates.stamp_ratio * value if side is Side.BUY else 0.0,
+        gst=rates.gst_ratio * (brokerage + exchange + sebi),
     )
 
 
-def stt_ratio(day: date) -> float:
-    """Securities transaction tax on the sell side of an index future on `day`."""
-    return STT_RATIOS[bisect_right(STT_RATIOS, day, key=lambda row: row[0]) - 1][1]
-
-
 def round_trip_bps(price: float, quantity: float, day: date) -> float:
-    """Charges of buying and selling `quantity` at `price`, in bps of the value of one side."""
-    both = charges(Side.BUY, price, quantity, day).total + charges(Side.SELL, price, quantity, day).total
-    return both / (price * quantity) * 1e4
+    """Charges of buying and selling `quantity` of the NIFTY future at `price`, in bps of the value of one side."""
+    value, rates = price * quantity, instrument("NIFTY").charge_rates(day)
+    return (charges(Side.BUY, value, rates).total + charges(Side.SELL, value, rates).total) / value * 1e4
 
 
-def turnover_cost_bps(costs: OrderCosts, price: float) -> float:
-    """What one unit of turnover costs: the mean of buying and selling one lot, in bps of its value."""
-    both = costs.of(Side.BUY, price, LOT_UNITS) + costs.of(Side.SELL, price, LOT_UNITS)
-    return both / 2 / (price * LOT_UNITS) * 1e4
+def turnover_cost_bps(costs: OrderCosts, price: float, units: float) -> float:
+    """What one unit of turnover costs: the mean of buying and selling `units`, such as a lot, in bps of their value."""
+    both = costs.of(Side.BUY, price, units) + costs.of(Side.SELL, price, units)
+    return both / 2 / (price * units) * 1e4
 
 
 def flat_costs(cost_bps: float) -> CostModel:
@@ -141,12 +122,24 @@ def flat_costs(cost_bps: float) -> CostModel:
     return lambda _day: costs
 
 
-def nse_index_future_costs(slippage_bps: float) -> CostModel:
-    """The dated charges plus `slippage_bps` of the order's value."""
-    both = (EXCHANGE_RATIO + SEBI_RATIO) * (1.0 + GST_RATIO) + slippage_bps / 1e4
-    return lambda day: OrderCosts(
-        brokerage_ratio=BROKERAGE_RATIO * (1.0 + GST_RATIO),
-        brokerage_cap=BROKERAGE_CAP_RUPEES * (1.0 + GST_RATIO),
-        buy_ratio=both + STAMP_RATIO,
-        sell_ratio=both + stt_ratio(day),
-    )
+def nse_index_future_costs(slippage_bps: float, traded: Instrument | None = None) -> CostModel:
+    """The dated charges of an instrument, by default of the NIFTY future, plus `slippage_bps` of the order's value.
+
+    The model raises DataError (`not_known`) for a day before the instrument's tables.
+    """
+    future = traded or instrument("NIFTY")
+
+    @cache
+    def on(day: date) -> OrderCosts:
+        rates = future.charge_rates(day)
+        taxed = 1.0 + rates.gst_ratio
+        both = (rates.exchange_ratio + rates.sebi_ratio) * taxed + slippage_bps / 1e4
+        return OrderCosts(
+            brokerage_ratio=rates.brokerage_ratio * taxed,
+            brokerage_cap=rates.brokerage_cap_rupees * taxed,
+            buy_ratio=both + rates.stamp_ratio,
+            sell_ratio=both + rates.stt_ratio,
+            slice_units=future.freeze_units(day),
+        )
+
+    return on

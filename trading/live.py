@@ -25,6 +25,7 @@ from core.errors import DataError
 from core.settings import Settings
 from trading.costs import CostModel, flat_costs, turnover_cost_bps
 from trading.features import FeatureSettings
+from trading.instruments import instrument
 from trading.market import Bars, day_of
 from trading.paper import Intent, Ledger, PaperBroker, Position, position_of
 from trading.service import ArmDecision, DecisionAnswer, DecisionClient
@@ -195,7 +196,8 @@ class PaperTrader:
         if last is None or previous is None or last.bar_ns != previous.timestamp_ns or last.reported:
             return
         if self.ledger.claim_report(last.intent_id):
-            cost_bps = turnover_cost_bps(self.broker.cost(day_of(bar.timestamp_ns)), bar.open)
+            day = day_of(bar.timestamp_ns)
+            cost_bps = turnover_cost_bps(self.broker.cost(day), bar.open, instrument("NIFTY").lot_units(day))
             earned = [
                 earned_bps(previous.close, bar, moved, cost_bps)
                 for moved in ((last.champion_from, last.champion_to), (last.challenger_from, last.challenger_to))
