@@ -17,10 +17,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from core.errors import ConfigError
 from core.gates import Limit
 from core.halting import HaltingRule
+from core.observation import Timeframe
 
 DEFAULT_FILE = Path(__file__).resolve().parent.parent / "config" / "settings.yaml"
 ENV_PREFIX = "HRM_"
 NOT_SETTINGS = {"HRM_SETTINGS", "HRM_ROOT", "HRM_API_TOKEN"}
+LONGEST_COMPLEXITY_WINDOW = 64  # bars: how many returns the complexity has to remember
 
 Ratio = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
@@ -36,13 +38,22 @@ class Paths(Section):
 
 
 class Observation(Section):
-    window: int = Field(ge=2, le=4096)
+    window: int = Field(ge=2, le=4096)  # base bars
     patch: Count
+    timeframes: tuple[Timeframe, ...]
 
     @model_validator(mode="after")
-    def _patches_fill_the_window(self) -> Observation:
-        if self.window % self.patch:
-            raise ValueError(f"patch ({self.patch}) must divide window ({self.window})")
+    def _patches_fill_the_blocks(self) -> Observation:
+        for name, bars in [("window", self.window), *((each.name, each.bars) for each in self.timeframes)]:
+            if bars % self.patch:
+                raise ValueError(f"patch ({self.patch}) must divide {name} ({bars})")
+        return self
+
+    @model_validator(mode="after")
+    def _timeframes_differ(self) -> Observation:
+        spans = {timeframe.span_s for timeframe in self.timeframes}
+        if len(spans) < len(self.timeframes):
+            raise ValueError(f"timeframes {[timeframe.name for timeframe in self.timeframes]} must differ")
         return self
 
 
@@ -90,9 +101,9 @@ class Act(Section):
 
 
 class ComplexityDetection(Section):
-    volatility_window: int = Field(ge=2, le=64)  # bars
-    trend_strength_window: int = Field(ge=2, le=64)  # bars
-    momentum_window: int = Field(ge=2, le=64)  # bars
+    volatility_window: int = Field(ge=2, le=LONGEST_COMPLEXITY_WINDOW)  # bars
+    trend_strength_window: int = Field(ge=2, le=LONGEST_COMPLEXITY_WINDOW)  # bars
+    momentum_window: int = Field(ge=2, le=LONGEST_COMPLEXITY_WINDOW)  # bars
     complexity_threshold: Ratio
 
 

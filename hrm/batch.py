@@ -44,6 +44,10 @@ def rows_of(batch: Batch) -> int:
     return len(next(iter(batch.values())))
 
 
+# A coarser timeframe: its bar features [m, F]; by base bar t [n] the row before which they are known; rows of it shown.
+Coarse = tuple[NDArray[np.float32], NDArray[np.int64], int]
+
+
 @dataclass(frozen=True)
 class MarketTable:
     """Every (bar, position) a market can teach, n bars and position index p = position + 1."""
@@ -54,6 +58,7 @@ class MarketTable:
     complexity: NDArray[np.float32]  # [n]
     q_values: NDArray[np.float32]  # [n, 3, 3] bps by position and target
     log_quantity: NDArray[np.float32]  # [n]
+    coarse: tuple[Coarse, ...] = ()  # the blocks before the base bars', in an observation's order
 
 
 class MarketSampler:
@@ -71,10 +76,9 @@ class MarketSampler:
         device: torch.device | str = "cpu",
         world: World = ALONE,
     ) -> None:
-        """`window`: W in bars. `seed` must be the same in every process of the `world`."""
+        """`window`: W, all timeframes together. `seed` must be the same in every process of the `world`."""
         self.device, self.world = torch.device(device), world
         self.generator = torch.Generator(self.device).manual_seed(seed)
-        self._bars = torch.from_numpy(table.bar_features).to(self.device)
         self._decision_bars = torch.from_numpy(table.decision_bars).to(self.device)
         self._by_position = {
             name: torch.from_numpy(getattr(table, name)).to(self.device) for name in ("account", "q_values")
@@ -82,7 +86,16 @@ class MarketSampler:
         self._by_bar = {
             name: torch.from_numpy(getattr(table, name)).to(self.device) for name in ("complexity", "log_quantity")
         }
-        self._window = torch.arange(1 - window, 1, device=self.device)
+        self._bars = torch.from_numpy(table.bar_features).to(self.device)
+        self._window = torch.arange(1 + sum(rows for *_, rows in table.coarse) - window, 1, device=self.device)
+        self._coarse = [
+            (
+                torch.from_numpy(features).to(self.device),
+                torch.from_numpy(closed).to(self.device),
+                torch.arange(-rows, 0, device=self.device),
+            )
+            for features, closed, rows in table.coarse
+        ]
 
     def batch(self, rows: int) -> Batch:
         """`rows` random (bar, position) pairs, each as likely; in several processes this one's share of them."""
@@ -91,10 +104,16 @@ class MarketSampler:
         drawn, index = self.world.share(drawn), self.world.share(index)
         at = self._decision_bars[drawn]
         return (
-            {"bars": self._bars[at[:, None] + self._window], "position": index - 1}
+            {"bars": self._windows(at), "position": index - 1}
             | {name: table[at, index] for name, table in self._by_position.items()}
             | {name: table[at] for name, table in self._by_bar.items()}
         )
+
+    def _windows(self, at: Tensor) -> Tensor:
+        """What is seen at bars `at` [B]: [B, W, F]."""
+        base = self._bars[at[:, None] + self._window]
+        blocks = [features[closed[at][:, None] + back] for features, closed, back in self._coarse]
+        return torch.cat((*blocks, base), dim=1) if blocks else base
 
     def batches(self, rows: int) -> Iterator[Batch]:
         while True:

@@ -9,6 +9,7 @@ Labels are values in bps of holding a target position (docs/architecture.md, "Ma
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,8 +26,10 @@ from trading.costs import round_trip_bps
 from trading.env import EndlessEnv, SessionEnv
 from trading.features import FeatureSettings, Floats, schema, sizing_log_quantity
 from trading.files import load_market_bars
-from trading.market import Bars, Market, prepare
+from trading.market import Bars, Market, market_of, session_days
 from trading.observations import account_of
+from trading.stream import usual_session_length
+from trading.symbols import concatenate
 
 LABEL_HORIZON = 24  # bars
 # A file's labels charge this multiple of the real cost: a margin of safety without which a model trades on its own
@@ -57,9 +60,14 @@ class Dataset:
         return self.source == "synthetic"
 
 
-def build_dataset(settings: Settings, data: Path | None, seed: int) -> Dataset:
-    """Markets for one migration. Raises DataError if the file is unusable or too short."""
-    return _synthetic(settings, seed) if data is None else _from_file(settings, data)
+def build_dataset(settings: Settings, data: Path | Sequence[Path] | None, seed: int) -> Dataset:
+    """Markets for one migration: synthetic, of a file, or of several symbols, a file each, split at the same days.
+
+    Raises DataError if a file is unusable or too short, or if the files are not of one timeframe.
+    """
+    if data is None:
+        return _synthetic(settings, seed)
+    return _from_files(settings, [data] if isinstance(data, Path) else data)
 
 
 def _synthetic(settings: Settings, seed: int) -> Dataset:
@@ -68,8 +76,7 @@ def _synthetic(settings: Settings, seed: int) -> Dataset:
     parts = []
     for part, sessions in enumerate((law.train_sessions, law.validation_sessions, law.test_sessions)):
         path = _simulated(settings, sessions, [seed, part])
-        market = prepare(path.bars, _features(settings, law.bars_per_session), window=settings.observation.window)
-        market = market.restricted_to(WARM_UP_SESSIONS, sessions + WARM_UP_SESSIONS - 1)
+        market = _prepared(settings, path.bars).restricted_to(WARM_UP_SESSIONS, sessions + WARM_UP_SESSIONS - 1)
         parts.append(market.with_values(solution.values(path)))
     train, validation, test = parts
     return Dataset(
@@ -77,7 +84,7 @@ def _synthetic(settings: Settings, seed: int) -> Dataset:
         validation=validation,
         test=test,
         source="synthetic",
-        schema=schema(settings.observation),
+        schema=_schema(settings, test.bars),
         cost_bps=cost,
         label_cost_bps=cost,
         label_temperature_bps=settings.training_params.hrm.label_temperature * cost,
@@ -105,8 +112,7 @@ def random_walk(settings: Settings, seed: int) -> Dataset:
     still = settings.model_copy(update={"synthetic_market": law.model_copy(update={"amplitude": 0.0})})
     sessions = law.train_sessions + law.validation_sessions + law.test_sessions
     bars = _simulated(still, sessions, [seed, _RANDOM_WALK]).bars
-    market = prepare(bars, _features(settings, law.bars_per_session), window=settings.observation.window)
-    market = market.restricted_to(WARM_UP_SESSIONS, int(bars.session[-1]))
+    market = _prepared(settings, bars).restricted_to(WARM_UP_SESSIONS, int(bars.session[-1]))
     last = len(market.sessions) - np.array([law.validation_sessions + law.test_sessions, law.test_sessions, 0])
     return _labelled_in_hindsight(market, settings, settings.trading.cost_bps, last)
 
@@ -128,11 +134,17 @@ def walk_forward(settings: Settings, data: Path, folds: int) -> list[Dataset]:
     ]
 
 
-def _from_file(settings: Settings, data: Path) -> Dataset:
-    market = market_of_file(settings, data)
-    sessions = _enough_sessions(market, data)
-    edges = np.array([int(sessions * TRAIN_SHARE), int(sessions * (TRAIN_SHARE + VALIDATION_SHARE)), sessions])
-    return _labelled_in_hindsight(market, settings, file_cost_bps(market.bars, settings.trading), edges)
+def _from_files(settings: Settings, data: Sequence[Path]) -> Dataset:
+    bars = [load_market_bars(path) for path in data]
+    symbols = tuple(each.name for each in bars) if len(bars) > 1 else ()
+    markets = [_prepared(settings, each, symbols) for each in bars]
+    for market, path in zip(markets, data, strict=True):
+        _enough_sessions(market, path)
+    market = concatenate(markets) if symbols else markets[0]
+    days = len(set(session_days(market)))
+    edges = np.array([int(days * TRAIN_SHARE), int(days * (TRAIN_SHARE + VALIDATION_SHARE)), days])
+    cost_bps = max(file_cost_bps(each, settings.trading) for each in bars)  # one cost for all: the dearest's
+    return _labelled_in_hindsight(market, settings, cost_bps, edges)
 
 
 def _enough_sessions(market: Market, data: Path) -> int:
@@ -147,18 +159,18 @@ def _enough_sessions(market: Market, data: Path) -> int:
 
 
 def _labelled_in_hindsight(market: Market, settings: Settings, cost_bps: float, edges: NDArray[np.int64]) -> Dataset:
-    """Train, validation and test end before the sessions number `edges` [3]; labels are what became of each plan."""
-    ids = market.sessions
+    """Train, validation and test end before the days number `edges` [3]; labels are what became of each plan."""
+    days = sorted(set(session_days(market)))
     values = horizon_values(market.bars, LABEL_COST_MULTIPLE * cost_bps)
     train, validation, test = (
-        market.restricted_to(int(ids[start]), int(ids[stop - 1])) for start, stop in itertools.pairwise([0, *edges])
+        market.between(days[start], days[stop - 1]) for start, stop in itertools.pairwise([0, *edges])
     )
     return Dataset(
         train=train.with_values(values),  # labels, not an optimum: nothing may be judged by them
         validation=validation,
         test=test,
         source="file",
-        schema=schema(settings.observation),
+        schema=_schema(settings, market.bars, tuple(name for name, _ in market.begins)),
         cost_bps=cost_bps,
         label_cost_bps=LABEL_COST_MULTIPLE * cost_bps,
         # Hindsight values are far noisier than their mean: at a temperature of their own size the softmax is close
@@ -170,9 +182,16 @@ def _labelled_in_hindsight(market: Market, settings: Settings, cost_bps: float, 
 
 def market_of_file(settings: Settings, data: Path) -> Market:
     """A file's bars with features, without labels. Raises DataError naming what is wrong with it."""
-    bars = load_market_bars(data)
-    session_length = int(np.bincount(np.bincount(bars.session)).argmax())
-    return prepare(bars, _features(settings, session_length), window=settings.observation.window)
+    return _prepared(settings, load_market_bars(data))
+
+
+def _prepared(settings: Settings, bars: Bars, symbols: tuple[str, ...] = ()) -> Market:
+    features = _features(settings, usual_session_length(bars))
+    return market_of(bars, features, _schema(settings, bars, symbols))
+
+
+def _schema(settings: Settings, bars: Bars, symbols: tuple[str, ...] = ()) -> ObservationSchema:
+    return schema(settings.observation, interval_s=bars.interval_s, symbols=symbols)
 
 
 def _features(settings: Settings, bars_per_session: int) -> FeatureSettings:
@@ -205,11 +224,12 @@ def horizon_values(bars: Bars, cost_bps: float, horizon: int = LABEL_HORIZON) ->
     return values
 
 
-def training_table(dataset: Dataset, settings: Settings) -> dict[str, NDArray[Any]]:
+def training_table(dataset: Dataset, settings: Settings) -> dict[str, Any]:
     """Everything the training market can teach: observations and labels at its n bars in all three positions.
 
     `bar_features` [n, F], `decision_bars` [m], `complexity` [n] and `log_quantity` [n]; by position index p + 1:
-    `account` [n, 3, A] and `q_values` [n, 3, 3] (docs/architecture.md, "Training rows").
+    `account` [n, 3, A] and `q_values` [n, 3, 3] (docs/architecture.md, "Training rows"). `coarse`: of each coarser
+    timeframe its bar features [m, F], the row [n] before which they are known, and how many of them are shown.
     """
     market = dataset.train
     assert market.values is not None  # noqa: S101 - build_dataset labels every market
@@ -222,6 +242,7 @@ def training_table(dataset: Dataset, settings: Settings) -> dict[str, NDArray[An
         "log_quantity": sizing(market, settings.trading),
         "account": np.stack([account_of(market, np.arange(n), np.full(n, p)) for p in (-1, 0, 1)], axis=1),
         "q_values": (market.values[:, None] - dataset.label_cost_bps * turnover).astype(np.float32),
+        "coarse": tuple((each.bar_features, each.closed, each.timeframe.bars) for each in market.coarse),
     }
 
 

@@ -18,15 +18,18 @@ Context (the position-independent part of `account`, at the last bar):
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from core.observation import ObservationSchema
+from core.errors import DataError
+from core.observation import ObservationSchema, Timeframe, coarsest_first
 from core.settings import ComplexityDetection
 from core.settings import Observation as ObservationSettings
+from trading.complexity import COMPLEXITY_STATE_SIZE, advance_complexity
 
 Floats = NDArray[np.float64]
 
@@ -52,13 +55,12 @@ _MEAN_RANGE = 1.6  # E[high - low] of a random walk, in standard deviations
 _VARIANCE_FLOOR = 1e-12
 _UNITS_SCALE = 4.0
 _LOG_BPS = float(np.log(1e4))
-_RING = 64  # longest complexity window that the settings allow
 
-# Layout of the state vector: scalars, then information coefficients, then the ring of returns.
+# Layout of the state vector: scalars, then information coefficients, then the complexity's own.
 _COUNT, _CLOSE, _VAR_FAST, _VAR_SLOW, _SIGNAL, _EMA, _BAR = range(7)
 _IC = 7
-_RETURNS = _IC + len(IC_SPANS)
-STATE_SIZE = _RETURNS + _RING
+_COMPLEXITY = _IC + len(IC_SPANS)
+STATE_SIZE = _COMPLEXITY + COMPLEXITY_STATE_SIZE
 _SPANS = np.array(IC_SPANS, dtype=np.float64)
 
 
@@ -82,6 +84,11 @@ class FeatureSettings:
             complexity.momentum_window,
         )
 
+    def coarser(self, timeframe: Timeframe, interval_s: int) -> FeatureSettings:
+        """The same for a timeframe over base bars of `interval_s`."""
+        bars = math.ceil(self.bars_per_session * interval_s / timeframe.span_s)  # an infinite span leaves one
+        return replace(self, bars_per_session=max(1, bars))
+
     def vector(self) -> Floats:
         return np.array(
             [
@@ -95,45 +102,44 @@ class FeatureSettings:
         )
 
 
-def schema(settings: ObservationSettings) -> ObservationSchema:
-    """The schema every model trained on these features carries."""
+def schema(settings: ObservationSettings, *, interval_s: int = 300, symbols: tuple[str, ...] = ()) -> ObservationSchema:
+    """The schema that models trained on these features carry: base bars of `interval_s`, two or more symbols or none.
+
+    Raises DataError if a timeframe of the settings is not made of such bars.
+    """
+    timeframes = coarsest_first(settings.timeframes)
+    for timeframe in timeframes:
+        if not timeframe.is_made_of(interval_s):
+            raise DataError(
+                f"observation.timeframes: {timeframe.name} is not made of whole bars of {interval_s} s; choose "
+                f"another timeframe, or finer bars",
+                code="wrong_timeframe",
+            )
     return ObservationSchema(
-        window=settings.window,
+        window=settings.window + sum(timeframe.bars for timeframe in timeframes),
         patch=settings.patch,
         bar_features=BAR_FEATURES,
-        account_features=ACCOUNT_FEATURES,
+        account_features=(*CONTEXT_FEATURES, *(f"symbol_{symbol}" for symbol in symbols), "position"),
+        interval_s=interval_s,
+        timeframes=timeframes,
+        symbols=symbols,
     )
+
+
+def one_hot(symbol: str, symbols: tuple[str, ...]) -> NDArray[np.float32]:
+    """Which of `symbols` it is, float32 [S], the end of the context. Raises DataError if it is none of them."""
+    if symbols and symbol not in symbols:
+        raise DataError(
+            f"symbol '{symbol}' is none of those the model was trained on ({', '.join(symbols)}); name the bars' file "
+            f"after one of them, or train a model with it",
+            code="unknown_symbol",
+        )
+    return np.array([symbol == each for each in symbols], dtype=np.float32)
 
 
 def initial_state() -> Floats:
     """State before any bar; fill it by `advance`."""
     return np.zeros(STATE_SIZE)
-
-
-@njit(cache=True)
-def _windowed(state: Floats, window: int) -> tuple[float, float, float]:
-    """Sum, sum of magnitudes and sum of squares of the last `window` returns."""
-    count = int(state[_COUNT])
-    total, magnitude, squares = 0.0, 0.0, 0.0
-    for back in range(min(window, count)):
-        value = state[_RETURNS + (count - 1 - back) % _RING]
-        total += value
-        magnitude += abs(value)
-        squares += value * value
-    return total, magnitude, squares
-
-
-@njit(cache=True)
-def _complexity(state: Floats, volatility_window: int, trend_window: int, momentum_window: int) -> float:
-    """0.4 volatility + 0.3 trend strength + 0.3 momentum (seed 2.2.2), each score in [0, 1], causal."""
-    slow = np.sqrt(state[_VAR_SLOW])
-    _, _, squares = _windowed(state, volatility_window)
-    volatility = min(1.0, np.sqrt(squares / volatility_window) / (2.0 * slow))
-    total, magnitude, _ = _windowed(state, trend_window)
-    trend = abs(total) / magnitude if magnitude > 0.0 else 0.0
-    total, _, _ = _windowed(state, momentum_window)
-    momentum = min(1.0, abs(total) / (3.0 * slow * np.sqrt(momentum_window)))
-    return float(0.4 * volatility + 0.3 * trend + 0.3 * momentum)
 
 
 @njit(cache=True)
@@ -176,7 +182,6 @@ def advance(
 
     state[_VAR_FAST] = max(state[_VAR_FAST] + _FAST * (change * change - state[_VAR_FAST]), _VARIANCE_FLOOR)
     state[_VAR_SLOW] = max(state[_VAR_SLOW] + _SLOW * (change * change - state[_VAR_SLOW]), _VARIANCE_FLOOR)
-    state[_RETURNS + count % _RING] = change
     state[_COUNT] = count + 1
     state[_CLOSE] = close
     state[_SIGNAL] = signal
@@ -184,7 +189,7 @@ def advance(
 
     progress = min(1.0, state[_BAR] / max(1.0, parameters[0] - 1.0))
     log_fast = 0.5 * np.log(state[_VAR_FAST])
-    complexity = _complexity(state, int(parameters[2]), int(parameters[3]), int(parameters[4]))
+    complexity = advance_complexity(state[_COMPLEXITY:], bar, change, fresh, parameters[2:])
 
     bars_row[0] = z
     bars_row[1] = signal
@@ -224,26 +229,6 @@ def advance_all(
             state, bars[i], first_of_session[i], parameters, bar_features[i], context[i]
         )
     return bar_features, context, volatility, complexity
-
-
-class MarketComplexityDetector:
-    """The seed's interface (2.2.2) to the complexity that `advance` computes."""
-
-    def __init__(self, settings: ComplexityDetection) -> None:
-        self.settings = settings
-
-    def compute_complexity(self, market_data: Floats) -> float:
-        """Complexity in [0, 1] after the last of `market_data`, past closes [n], n >= 2, oldest first."""
-        closes = np.asarray(market_data, dtype=np.float64)
-        if closes.ndim != 1 or len(closes) < 2 or not (np.isfinite(closes) & (closes > 0)).all():
-            return 1.0  # what cannot be measured is treated as complex: more reasoning, never less
-        opens = np.concatenate([closes[:1], closes[:-1]])
-        signal = np.full(len(closes), np.nan)
-        bars = np.stack([opens, np.maximum(opens, closes), np.minimum(opens, closes), closes, signal], axis=1)
-        fixed = FeatureSettings.of(self.settings, bars_per_session=2, capital=1.0)
-        breaks = np.zeros(len(closes), dtype=np.bool_)
-        *_, complexity = advance_all(initial_state(), bars, breaks, fixed.vector())
-        return float(np.clip(complexity[-1], 0.0, 1.0))
 
 
 def sizing_log_quantity(

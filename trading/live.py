@@ -22,11 +22,12 @@ import structlog
 
 from core.actions import LEGAL, TARGET_OF, Action
 from core.errors import DataError
+from core.observation import ObservationSchema
 from core.settings import Settings
 from trading.costs import CostModel, flat_costs, turnover_cost_bps
-from trading.features import FeatureSettings
+from trading.features import FeatureSettings, schema
 from trading.instruments import instrument
-from trading.market import Bars, day_of
+from trading.market import Bars, day_of, require_fit
 from trading.paper import Intent, Ledger, PaperBroker, Position, position_of
 from trading.service import ArmDecision, DecisionAnswer, DecisionClient
 from trading.stream import Bar, FeatureWindow, replay, usual_session_length
@@ -60,6 +61,7 @@ class PaperTrader:
         *,
         settings: Settings,
         session_bars: int,
+        observation: ObservationSchema | None = None,
         first_session: int = 0,
     ) -> None:
         self.first_session = first_session
@@ -70,7 +72,7 @@ class PaperTrader:
             bars_per_session=session_bars,
             capital=settings.trading.initial_capital,
         )
-        self.features = FeatureWindow(features, settings.observation.window)
+        self.features = FeatureWindow(features, observation or schema(settings.observation), symbol)
         self.last_intent = self.ledger.last_intent(symbol)
         self.resume_ns = -1 if self.last_intent is None else self.last_intent.bar_ns
         self.previous: Bar | None = None
@@ -226,6 +228,7 @@ def run_paper(
     cost: CostModel | None = None,
     bars_per_s: float | None = None,
     first_session: int = 0,
+    observation: ObservationSchema | None = None,
 ) -> TradeReport:
     """Trade a replay of `bars` on paper, from where the ledger `<state_dir>/paper.db` left off.
 
@@ -233,7 +236,12 @@ def run_paper(
         cost: of orders by day; by default `trading.cost_bps` of its value.
         bars_per_s: speed of the bars that are new; None for as fast as the service answers.
         first_session: of `bars` to act in; the ones before only feed the features.
+        observation: what the service's models look at; by default what the settings say, of bars of this length.
+
+    Raises DataError if the bars are of another timeframe than the models', or of a symbol that they do not know.
     """
+    observation = observation or schema(settings.observation, interval_s=bars.interval_s)
+    require_fit(bars, observation)
     ledger = Ledger(settings.paths.state_dir / "paper.db")
     try:
         broker = PaperBroker(ledger, cost or flat_costs(settings.trading.cost_bps))
@@ -243,6 +251,7 @@ def run_paper(
             broker,
             settings=settings,
             session_bars=usual_session_length(bars),
+            observation=observation,
             first_session=first_session,
         )
         _drive(trader, replay(bars), 0.0 if bars_per_s is None else 1.0 / bars_per_s)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.errors import DataError
+from core.observation import ObservationSchema
 from trading.features import (
     BAR_FEATURES,
     CONTEXT_FEATURES,
@@ -22,8 +23,10 @@ from trading.features import (
     FeatureSettings,
     advance,
     initial_state,
+    one_hot,
 )
-from trading.market import MAX_BREAK_NS, Bars
+from trading.market import MAX_BREAK_NS, SECOND_NS, Bars
+from trading.timeframes import CoarseWindow
 
 
 @dataclass(frozen=True)
@@ -63,31 +66,35 @@ def usual_session_length(bars: Bars) -> int:
 
 
 class FeatureWindow:
-    """The last `window` bars' features and the account context, advanced bar by bar.
+    """What a model sees after each bar of one symbol: the windows of all timeframes and the account's context.
 
     Attributes after `push`: `context` float32 [C], `complexity` in [0, 1], `ready` once there is enough history.
     """
 
-    def __init__(self, settings: FeatureSettings, window: int) -> None:
+    def __init__(self, settings: FeatureSettings, schema: ObservationSchema, symbol: str) -> None:
+        """Raises DataError if the schema names symbols and `symbol` is none of them."""
+        self._settings, self._schema = settings, schema
         self._parameters = settings.vector()
-        self._window = window
-        self.context = np.zeros(len(CONTEXT_FEATURES), dtype=np.float32)
-        self.complexity = 0.0
+        self.context = np.concatenate([np.zeros(len(CONTEXT_FEATURES), np.float32), one_hot(symbol, schema.symbols)])
+        self.complexity = 1.0
         self._previous: Bar | None = None
         self._start_over()
 
     def _start_over(self) -> None:
-        self._state, self._seen = initial_state(), 0
-        self._rows: deque[NDArray[np.float32]] = deque(maxlen=self._window)
+        self._state, self._seen, self._session_ns = initial_state(), 0, 0
+        self._rows: deque[NDArray[np.float32]] = deque(maxlen=self._schema.base_window)
+        interval_s = self._schema.interval_s
+        self._coarse = [CoarseWindow(each, self._settings, interval_s) for each in self._schema.timeframes]
 
     @property
     def ready(self) -> bool:
-        return self._seen >= max(self._window, WARM_UP_BARS)
+        enough = self._seen >= max(self._schema.base_window, WARM_UP_BARS)
+        return enough and all(window.ready for window in self._coarse)
 
     @property
     def bars(self) -> NDArray[np.float32]:
-        """[W, F], oldest first."""
-        return np.stack(list(self._rows))
+        """[W, F], oldest first; the coarsest timeframe first."""
+        return np.stack([row for rows in (*(window.rows for window in self._coarse), self._rows) for row in rows])
 
     def push(self, bar: Bar) -> None:
         """Consume one bar. Raises DataError, with nothing changed, if it is impossible or out of order."""
@@ -97,11 +104,16 @@ class FeatureWindow:
             raise DataError(f"bar at {bar.timestamp_ns} ns is not after the last one; the tick is skipped")
         if previous is not None and bar.timestamp_ns - previous.timestamp_ns > MAX_BREAK_NS:
             self._start_over()
-        first_of_session = previous is None or bar.session != previous.session
+        first = previous is None or self._seen == 0 or bar.session != previous.session
+        if first:
+            self._session_ns = bar.timestamp_ns
         row = np.empty(len(BAR_FEATURES), dtype=np.float32)
         values = np.array([bar.open, bar.high, bar.low, bar.close, bar.signal])
-        _, complexity = advance(self._state, values, first_of_session, self._parameters, row, self.context)
+        context = self.context[: len(CONTEXT_FEATURES)]
+        _, complexity = advance(self._state, values, first, self._parameters, row, context)
         self.complexity = float(np.float32(complexity))
         self._rows.append(row)
         self._seen += 1
         self._previous = bar
+        for window in self._coarse:
+            window.push(values, (bar.timestamp_ns - self._session_ns) / SECOND_NS, first)

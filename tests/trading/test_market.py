@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 
 from core.errors import DataError
 from core.settings import load_settings
+from trading.complexity import MarketComplexityDetector
 from trading.features import (
     BAR_FEATURES,
     CONTEXT_FEATURES,
     FeatureSettings,
-    MarketComplexityDetector,
     advance,
     advance_all,
     initial_state,
