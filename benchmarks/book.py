@@ -33,7 +33,7 @@ from hrm.trainer import DeepSupervisionTrainer
 from trading import book_rules
 from trading.book import Book, BookLaw, feasible, gains
 from trading.book_exact import binding_limits, solve
-from trading.evaluation import Interval
+from trading.bootstrap import Interval
 
 SEGMENTS = 16
 TEST_ROWS = {"cuda": 32_768, "cpu": 2048}

@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 from scipy import stats
 
-from trading.evaluation import Evaluation, Interval, score_interval
+from trading.bootstrap import Interval
+from trading.evaluation import Evaluation, score_interval
 
 
 def over_seeds(found: Sequence[Interval]) -> Interval:

@@ -14,8 +14,9 @@ from baselines import rules
 from benchmarks.contenders import for_device, train
 from benchmarks.intervals import named, over_seeds
 from core.settings import Settings
+from trading.bootstrap import mean_interval
 from trading.dataset import random_walk
-from trading.evaluation import Evaluation, evaluate, mean_interval
+from trading.evaluation import Evaluation, evaluate
 from trading.observations import Policy
 
 CONTENDERS = ("hrm", "ppo")

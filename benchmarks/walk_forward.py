@@ -15,8 +15,9 @@ from baselines import rules
 from benchmarks.contenders import train
 from benchmarks.intervals import named, scaled
 from core.settings import Settings
+from trading.bootstrap import mean_interval
 from trading.dataset import Dataset, walk_forward
-from trading.evaluation import Evaluation, advantage, evaluate, mean_interval
+from trading.evaluation import Evaluation, advantage, evaluate
 from trading.observations import Policy
 
 CONTENDERS = ("hrm", "ppo")

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from core.actions import N_ACTIONS
 from flows.measure import percentiles
 from flows.replay import Arm, Replay, arms_of, column
-from trading.evaluation import mean_interval
+from trading.bootstrap import mean_interval
 from trading.features import Floats
 
 QUANTITY_TOLERANCE_RATIO = 0.1

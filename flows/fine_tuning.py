@@ -24,8 +24,9 @@ from flows.progress import bars, report
 from flows.revision import git_commit
 from flows.train import require_name
 from flows.variants import publish_variant, storage_within_limit
+from trading.bootstrap import mean_interval
 from trading.dataset import Dataset, build_dataset, training_env
-from trading.evaluation import Evaluation, advantage, evaluate, mean_interval
+from trading.evaluation import Evaluation, advantage, evaluate
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from hrm.agent import HRMAgent

@@ -20,8 +20,9 @@ from flows.progress import report
 from flows.revision import git_commit
 from flows.run_state import Run, load_run
 from flows.variants import publish_variant, storage_within_limit
+from trading.bootstrap import mean_interval
 from trading.dataset import Dataset
-from trading.evaluation import advantage, mean_interval
+from trading.evaluation import advantage
 
 MODEL = "hrm"
 

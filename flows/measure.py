@@ -14,8 +14,9 @@ from flows.phases import dataset_of
 from flows.run_state import Run
 from serving.engine import Engine
 from serving.store import load_version
+from trading.bootstrap import Interval, mean_interval
 from trading.dataset import Dataset
-from trading.evaluation import Evaluation, Interval, evaluate, mean_interval, score_interval
+from trading.evaluation import Evaluation, evaluate, score_interval
 from trading.features import Floats
 from trading.observations import Policy, observe
 

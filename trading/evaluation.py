@@ -4,7 +4,7 @@
     score  = 1 - mean regret per session / mean optimal value per session     oracle 1, flat 0
 
 By the performance-difference lemma the regrets along the agent's own path sum to J* - J, without the noise of
-realised P&L. Confidence intervals: stationary bootstrap over sessions (arch), which keeps their autocorrelation.
+realised P&L. Confidence intervals: trading/bootstrap.py.
 """
 
 from __future__ import annotations
@@ -13,17 +13,15 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from arch.bootstrap import StationaryBootstrap, optimal_block_length
-from numpy.typing import NDArray
 
 from core.actions import ACTION_OF
 from core.observation import ObservationSchema
+from trading.bootstrap import Interval, resampled
 from trading.env import SessionEnv, Step, run_policy
 from trading.features import Floats
 from trading.market import Ints, Market
 from trading.observations import Policy
 
-BOOTSTRAP_REPETITIONS = 1000
 TARGETS = np.array([-1, 0, 1])
 
 
@@ -51,15 +49,6 @@ class Evaluation:
         if self.regret_bps is None or self.optimal_bps is None:
             return None
         return float(1.0 - self.regret_bps.mean() / self.optimal_bps.mean())
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A point estimate with its 95 % confidence interval."""
-
-    value: float
-    ci95_low: float
-    ci95_high: float
 
 
 def regret_of(step: Step, before: Ints, market: Market, cost_bps: float) -> Floats:
@@ -145,15 +134,15 @@ def score_interval(evaluation: Evaluation, seed: int = 0) -> Interval:
     """Score with its interval: the ratio of means, resampled over sessions. Needs a known optimum."""
     regret, optimal = evaluation.regret_bps, evaluation.optimal_bps
     assert regret is not None and optimal is not None  # noqa: S101 - callers ask `score` first
-    means = _bootstrap_means(np.stack([regret, optimal], axis=1), seed)
-    low, high = np.quantile(1.0 - means[:, 0] / means[:, 1], [0.025, 0.975])
+    found = resampled(np.stack([regret, optimal], axis=1), _score, seed)
+    low, high = np.quantile(found, [0.025, 0.975])
     return Interval(1.0 - float(regret.mean() / optimal.mean()), float(low), float(high))
 
 
-def mean_interval(per_session: Floats, seed: int = 0) -> Interval:
-    """Mean over sessions with its interval."""
-    low, high = np.quantile(_bootstrap_means(per_session[:, None], seed), [0.025, 0.975])
-    return Interval(float(per_session.mean()), float(low), float(high))
+def _score(columns: Floats) -> Floats:
+    """Of regret and optimum [S, 2]."""
+    regret, optimal = columns.mean(axis=0)
+    return np.asarray(1.0 - regret / optimal)
 
 
 def advantage(challenger: Evaluation, champion: Evaluation) -> Floats:
@@ -161,14 +150,3 @@ def advantage(challenger: Evaluation, champion: Evaluation) -> Floats:
     if challenger.regret_bps is not None and champion.regret_bps is not None:
         return champion.regret_bps - challenger.regret_bps
     return challenger.return_bps - champion.return_bps
-
-
-def _bootstrap_means(columns: Floats, seed: int) -> NDArray[np.float64]:
-    """Means [repetitions, k] of columns [S, k] under the stationary bootstrap with an automatic block length."""
-    sessions = len(columns)
-    block = 1
-    if sessions >= 20 and columns[:, 0].std() > 0:
-        estimate = float(optimal_block_length(columns[:, 0])["stationary"].iloc[0])
-        block = int(np.clip(np.ceil(estimate), 1, sessions // 2))
-    bootstrap = StationaryBootstrap(block, columns, seed=np.random.default_rng(seed))
-    return np.asarray(bootstrap.apply(lambda sample: sample.mean(axis=0), BOOTSTRAP_REPETITIONS))

@@ -6,8 +6,9 @@ import pytest
 
 from baselines import rules
 from benchmarks.intervals import over_seeds, scaled, score_difference
+from trading.bootstrap import Interval
 from trading.dataset import Dataset
-from trading.evaluation import Interval, evaluate, score_interval
+from trading.evaluation import evaluate, score_interval
 
 
 def test_one_seed_keeps_its_own_interval() -> None:
