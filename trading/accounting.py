@@ -40,7 +40,7 @@ def refusal(action: Ints, quantity: Floats, position: Ints, active: Bools) -> in
     return 0
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def settle(
     decided: tuple[Ints, Floats],
     prices: tuple[Floats, Floats],
@@ -49,8 +49,8 @@ def settle(
     state: tuple[Ints, Ints, Floats, Bools],
     earned: Floats,
     traded: Ints,
-) -> None:
-    """Take checked decisions, in place.
+) -> int:
+    """Take decisions, in place; or, for a `refusal`, change nothing and answer it. 0 when taken.
 
     Args:
         decided: action and quantity, [B] each.
@@ -65,6 +65,9 @@ def settle(
     open_, close = prices
     cost_bps, order_costs = costs
     at, position, units, active = state
+    refused = refusal(action, quantity, position, active)
+    if refused:
+        return refused
     for row in range(len(action)):
         if not active[row]:
             earned[:, row] = 0.0
@@ -91,3 +94,25 @@ def settle(
         units[row] = 0.0 if ending else kept
         active[row] = not ending
         at[row] = t if ending else t + 1
+    return 0
+
+
+@njit(cache=True, boundscheck=True)
+def begin(
+    rows: Ints,
+    places: Ints,
+    starts: tuple[Ints, Ints, Ints, Floats],
+    state: tuple[Ints, Ints, Ints, Floats, Ints, Floats, Bools],
+) -> None:
+    """Put `rows` [R] flat at the start of the sessions at `places` [R].
+
+    Args:
+        starts: id, bar of the first decision, bar of the last, `OrderCosts.vector` of each session, [S] and [S, 5].
+        state: the same of each row, [B] and [B, 5], and its position, units and active; written.
+    """
+    ids, first, last, costs = starts
+    session, at, final, order_costs, position, units, active = state
+    for k in range(len(rows)):
+        row, place = rows[k], places[k]
+        session[row], at[row], final[row], order_costs[row] = ids[place], first[place], last[place], costs[place]
+        position[row], units[row], active[row] = 0, 0.0, True

@@ -7,22 +7,21 @@ holds anything across a session's end.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from core.errors import DataError
 from core.observation import ObservationSchema
-from trading.accounting import ILLEGAL_ACTION, refusal, settle
+from trading.accounting import BAD_QUANTITY, ILLEGAL_ACTION, begin, settle
 from trading.costs import CostModel, flat_costs
 from trading.features import Floats
 from trading.market import Ints, Market, session_days
 from trading.observations import Observations, Policy, PolicyDecisions, observe
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """What one lock-step did, arrays over rows [B]; rows that were already done show zeros."""
 
     at: Ints  # bar of the decision
@@ -46,7 +45,8 @@ class SessionEnv:
         costs: of orders by day, in the money; by default `cost_bps` of their value.
 
     Attributes, over rows [B]: `sessions`, `at` (the bar decided at next: an observation by index), `position`,
-    `units` (signed), `active`.
+    `units` (signed), `active`. Whoever needs no copies of windows finds them all, as a view, in
+    `trading.observations.windows(market, schema)`: a row's is `[at - W + 1]`.
     """
 
     def __init__(
@@ -58,36 +58,35 @@ class SessionEnv:
         *,
         costs: CostModel | None = None,
     ) -> None:
-        self.market, self.schema, self.cost_bps = market, schema, cost_bps
+        self.market, self.schema, self.cost_bps = market, schema, float(cost_bps)
         self._prices = (market.bars.open, market.bars.close)
         self._ids = market.sessions
         decided_in = market.bars.session[market.decision_bars]
         self._first = market.decision_bars[np.searchsorted(decided_in, self._ids, side="left")]
         self._last = market.decision_bars[np.searchsorted(decided_in, self._ids, side="right") - 1]
         by_day = costs or flat_costs(cost_bps)
-        self._costs = np.array([by_day(day).vector() for day in session_days(market)])
+        self._costs = np.array([by_day(day).vector() for day in session_days(market)]).reshape(-1, 5)
         rows = len(sessions)
-        self.sessions = np.array(sessions, dtype=np.int64)  # a copy: restart writes into it
-        self.at, self.last, self.position = (np.zeros(rows, dtype=np.int64) for _ in range(3))
+        self.sessions, self.at, self.last, self.position = (np.zeros(rows, dtype=np.int64) for _ in range(4))
         self.units, self.order_costs = np.zeros(rows), np.zeros((rows, 5))
         self.active = np.zeros(rows, dtype=np.bool_)
         self._one_unit = np.ones(rows)
-        self.restart(np.ones(rows, dtype=np.bool_), self.sessions)
+        self.restart(np.arange(rows), self.places(sessions))
 
-    def restart(self, rows: NDArray[np.bool_], sessions: Ints) -> None:
-        """Put the rows in mask [B] at the start of new sessions, flat. Raises DataError for an unknown session."""
-        index = np.searchsorted(self._ids, sessions)
-        known = self._ids.take(index, mode="clip") == sessions if len(self._ids) else np.zeros(len(index), np.bool_)
+    def places(self, sessions: Ints) -> Ints:
+        """Where `sessions` [R] stand in `market.sessions`. Raises DataError for one without decisions."""
+        found = np.searchsorted(self._ids, sessions)
+        known = self._ids.take(found, mode="clip") == sessions if len(self._ids) else np.zeros(len(found), np.bool_)
         if not known.all():
             missing = np.asarray(sessions)[~known][:5].tolist()
             raise DataError(f"{self.market.name}: no decision can be taken in sessions {missing}")
-        self.sessions[rows] = sessions
-        self.at[rows], self.last[rows], self.order_costs[rows] = (
-            self._first[index],
-            self._last[index],
-            self._costs[index],
-        )
-        self.position[rows], self.units[rows], self.active[rows] = 0, 0.0, True
+        return found
+
+    def restart(self, rows: Ints, places: Ints) -> None:
+        """Put `rows` [R], by number, at the start of the sessions at `places` [R] in `market.sessions`, flat."""
+        starts = (self._ids, self._first, self._last, self._costs)
+        state = (self.sessions, self.at, self.last, self.order_costs, self.position, self.units, self.active)
+        begin(rows, places, starts, state)
 
     def __len__(self) -> int:
         return len(self.sessions)
@@ -104,22 +103,28 @@ class SessionEnv:
         """Take actions [B] with quantities [B] in units, by default one: they size the money, not the rewards.
 
         Raises DataError, with nothing changed, for an action that is illegal in its position or a quantity that is
-        not a finite number of at least 1, in an active row.
+        not a finite number of at least 1, in an active row, and for arrays of another shape or of another kind.
         """
-        taken: Ints = np.ascontiguousarray(action, dtype=np.int64)
-        size: Floats = self._one_unit if quantity is None else np.ascontiguousarray(quantity, dtype=np.float64)
-        if not len(taken) == len(size) == len(self):
-            raise DataError(f"{len(taken)} actions and {len(size)} quantities for {len(self)} rows")
-        refused = refusal(taken, size, self.position, self.active)
-        if refused == ILLEGAL_ACTION:
-            raise DataError("illegal action for the position held; mask with core.actions.legal_actions")
-        if refused:
-            raise DataError("a quantity is not a finite number of at least 1")
+        taken, size = self._arrays(action, self._one_unit if quantity is None else quantity)
         at, active = self.at.copy(), self.active.copy()
         earned, traded = np.empty((3, len(self))), np.empty((3, len(self)), dtype=np.int64)
         state = (self.at, self.position, self.units, self.active)
-        settle((taken, size), self._prices, (self.cost_bps, self.order_costs), self.last, state, earned, traded)
+        costs = (self.cost_bps, self.order_costs)
+        refused = settle((taken, size), self._prices, costs, self.last, state, earned, traded)
+        if refused == ILLEGAL_ACTION:
+            raise DataError("illegal action for the position held; mask with core.actions.legal_actions")
+        if refused == BAD_QUANTITY:
+            raise DataError("a quantity is not a finite number of at least 1")
         return Step(at, active, *earned, *traded)
+
+    def _arrays(self, action: NDArray[np.integer], quantity: NDArray[np.floating]) -> tuple[Ints, Floats]:
+        """As compiled code takes them: it checks neither shapes nor kinds."""
+        if not action.shape == quantity.shape == self.at.shape or action.dtype.kind not in "iu":
+            raise DataError(
+                f"actions {action.dtype} {action.shape} and quantities {quantity.shape} for {len(self)} rows; give "
+                f"whole numbers, one of each a row"
+            )
+        return np.ascontiguousarray(action, dtype=np.int64), np.ascontiguousarray(quantity, dtype=np.float64)
 
 
 class EndlessEnv:
@@ -131,7 +136,7 @@ class EndlessEnv:
     def __init__(self, env: SessionEnv, log_quantity: NDArray[np.float32], seed: int) -> None:
         self.env, self.log_quantity = env, log_quantity
         self.rng = np.random.default_rng(seed)
-        self.choices = env.market.sessions
+        self._choices = len(env.market.sessions)
 
     @property
     def complexity(self) -> NDArray[np.float32]:
@@ -143,12 +148,18 @@ class EndlessEnv:
         seen = self.env.observe()
         return seen.bars, seen.account, seen.position, self.log_quantity[self.env.at]
 
-    def step(self, action: Ints) -> tuple[Floats, Floats, NDArray[np.bool_]]:
-        """(reward in bps [B], cost in it [B], terminated [B]); a terminated row already stands in a new session."""
-        step = self.env.step(action)
+    def step(
+        self, action: NDArray[np.integer], quantity: NDArray[np.floating] | None = None
+    ) -> tuple[Floats, Floats, NDArray[np.bool_]]:
+        """(reward in bps [B], cost in it [B], terminated [B]); a terminated row already stands in a new session.
+
+        Arguments and errors are `SessionEnv.step`'s.
+        """
+        step = self.env.step(action, quantity)
         ended = ~self.env.active
-        if ended.any():
-            self.env.restart(ended, self.rng.choice(self.choices, size=int(ended.sum())))
+        (rows,) = ended.nonzero()
+        if len(rows):
+            self.env.restart(rows, self.rng.integers(self._choices, size=len(rows)))
         return step.reward_bps, self.env.cost_bps * step.turnover.astype(np.float64), ended
 
 
