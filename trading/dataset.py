@@ -8,7 +8,6 @@ Labels are values in bps of holding a target position (docs/architecture.md, "Ma
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -120,18 +119,23 @@ def random_walk(settings: Settings, seed: int) -> Dataset:
 def walk_forward(settings: Settings, data: Path, folds: int) -> list[Dataset]:
     """Expanding folds over a file: each tests the sessions that follow its training and validation ones.
 
-    The tests together are the second half of the file. Raises DataError if it is unusable or too short.
+    Between the parts of a fold lies an embargo (trading/splits.py). The tests together are the second half of the
+    file. Raises DataError if it is unusable, or too short for so many folds.
     """
+    from trading import splits  # skfolio, of the research extra
+
     market = market_of_file(settings, data)
-    sessions = _enough_sessions(market, data)
+    sessions, embargo = _enough_sessions(market, data), _embargo(market, settings)
     cost = file_cost_bps(market.bars, settings.trading)
-    edges = np.linspace(sessions // 2, sessions, folds + 1).astype(int)
-    return [
-        _labelled_in_hindsight(
-            market, settings, cost, np.array([test - int(test * VALIDATION_SHARE), test, stop], dtype=np.int64)
-        )
-        for test, stop in itertools.pairwise(edges.tolist())
-    ]
+    found = splits.walk_forward(sessions, folds, validation_ratio=VALIDATION_SHARE, embargo=embargo)
+    edges = [np.array([split.validation[0], split.test[0], split.test[-1] + 1]) for split in found]
+    return [_labelled_in_hindsight(market, settings, cost, edge, embargo) for edge in edges]
+
+
+def _embargo(market: Market, settings: Settings) -> int:
+    """Sessions that an observation looks back over: its window, and what the first of a file has to wait for."""
+    remembered = settings.observation.window + int(market.decision_bars[0])
+    return max(settings.evaluation.embargo_sessions, len(np.unique(market.bars.session[:remembered])))
 
 
 def _from_files(settings: Settings, data: Sequence[Path]) -> Dataset:
@@ -158,12 +162,18 @@ def _enough_sessions(market: Market, data: Path) -> int:
     return sessions
 
 
-def _labelled_in_hindsight(market: Market, settings: Settings, cost_bps: float, edges: NDArray[np.int64]) -> Dataset:
-    """Train, validation and test end before the days number `edges` [3]; labels are what became of each plan."""
+def _labelled_in_hindsight(
+    market: Market, settings: Settings, cost_bps: float, edges: NDArray[np.int64], embargo: int = 0
+) -> Dataset:
+    """Train, validation and test end before the days number `edges` [3], the first two `embargo` days earlier still.
+
+    Labels are what became of each plan.
+    """
     days = sorted(set(session_days(market)))
     values = horizon_values(market.bars, LABEL_COST_MULTIPLE * cost_bps)
+    ends = [*(edges[:2] - embargo), edges[2]]
     train, validation, test = (
-        market.between(days[start], days[stop - 1]) for start, stop in itertools.pairwise([0, *edges])
+        market.between(days[start], days[end - 1]) for start, end in zip([0, *edges[:2]], ends, strict=True)
     )
     return Dataset(
         train=train.with_values(values),  # labels, not an optimum: nothing may be judged by them
