@@ -56,7 +56,8 @@ class OrderCosts:
         return brokerage + (self.buy_ratio if side is Side.BUY else self.sell_ratio) * price * quantity
 
     def vector(self) -> NDArray[np.float64]:
-        return np.array(astuple(self))
+        # By name: `astuple` copies deeply, and years of days are asked for theirs.
+        return np.array((self.brokerage_ratio, self.brokerage_cap, self.buy_ratio, self.sell_ratio, self.slice_units))
 
 
 @njit(cache=True)

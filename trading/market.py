@@ -21,7 +21,8 @@ from trading.timeframes import BaseBars, CoarseBars, coarse_bars
 
 Ints = NDArray[np.int64]
 SECOND_NS = 10**9
-MAX_BREAK_NS = 7 * 24 * 3600 * SECOND_NS  # a longer silence is a hole in the data: history starts again after it
+DAY_NS = 24 * 3600 * SECOND_NS
+MAX_BREAK_NS = 7 * DAY_NS  # a longer silence is a hole in the data: history starts again after it
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,8 @@ class Market:
     @property
     def sessions(self) -> Ints:
         """Ids of the sessions in which at least one decision can be taken."""
-        return np.unique(self.bars.session[self.decision_bars])
+        ids = self.bars.session[self.decision_bars]
+        return np.asarray(ids[np.diff(ids, prepend=ids[:1] - 1) != 0])
 
     @property
     def symbols(self) -> list[str]:
@@ -130,7 +132,8 @@ class Market:
 def session_days(market: Market) -> list[date]:
     """The day, in UTC, on which each session with decisions begins, [S]."""
     first = np.searchsorted(market.bars.session, market.sessions)
-    return [day_of(int(market.bars.timestamps[at])) for at in first]
+    days: list[date] = (market.bars.timestamps[first] // DAY_NS).astype("datetime64[D]").tolist()
+    return days
 
 
 def day_of(timestamp_ns: int) -> date:
