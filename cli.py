@@ -11,7 +11,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import date
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,6 +23,7 @@ from core.errors import ConfigError, HrmSystemError
 from core.log import configure_logging
 from core.manifest import Storage
 from core.settings import Settings, load_settings
+from flows import data_commands
 from flows.options import AsJson, Data, Preset, Seed, existing
 from flows.terminal import answer, disk_problem, fail
 
@@ -31,9 +31,8 @@ app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, help="Move from PPO to HRM, gated and reversible."
 )
 rollout_app = typer.Typer(no_args_is_help=True, help="Ask and steer the rollout of the running service.")
-data_app = typer.Typer(no_args_is_help=True, help="Fetch and check bars.")
 app.add_typer(rollout_app, name="rollout")
-app.add_typer(data_app, name="data")
+app.add_typer(data_commands.app, name="data")
 app.add_typer(bench.app, name="bench")
 
 INTERRUPTED = 130  # as shells report a process that Ctrl-C ended
@@ -270,50 +269,6 @@ def drill(as_json: AsJson = False) -> None:
     answer({"triggers": results}, as_json)
 
 
-@data_app.command()
-def check(file: Annotated[Path, typer.Argument(help="CSV or parquet of bars.")], as_json: AsJson = False) -> None:
-    """Report gaps, duplicates, outliers and everything else that would make a file unusable."""
-    from dataclasses import asdict
-
-    from trading.files import check as check_file
-
-    report = asdict(check_file(file))
-    answer(report, as_json)
-    raise typer.Exit(2 if report["problems"] else 0)
-
-
-@data_app.command()
-def fetch(  # noqa: PLR0913, PLR0917 - options of a command, all by name
-    out: Annotated[Path, typer.Option(help="Where to write the parquet file.")],
-    symbol: Annotated[str, typer.Option(help="SYNTHETIC, or as Fyers names it: NSE:NIFTY50-INDEX.")] = "SYNTHETIC",
-    resolution: Annotated[str, typer.Option(help="Minutes in a bar (Fyers).")] = "5",
-    start: Annotated[str, typer.Option(help="First day, YYYY-MM-DD (Fyers).")] = "2023-01-01",
-    end: Annotated[str, typer.Option(help="Last day, YYYY-MM-DD (Fyers).")] = "2023-12-31",
-    sessions: Annotated[int, typer.Option(min=1, help="Sessions to simulate (SYNTHETIC).")] = 250,
-    seed: Seed = 0,
-    as_json: AsJson = False,
-) -> None:
-    """Write bars to a file: from Fyers (FYERS_CLIENT_ID and FYERS_ACCESS_TOKEN), or simulated."""
-    from trading.files import to_frame, write_bars
-    from trading.fyers import Credentials, fetch_history
-    from trading.synthetic import simulate
-
-    settings = _settings(None)
-    if symbol == "SYNTHETIC":
-        frame = to_frame(simulate(settings.synthetic_market, sessions=sessions, seed=seed).bars)
-    else:
-        frame = fetch_history(
-            symbol,
-            resolution,
-            _day(start),
-            _day(end),
-            credentials=Credentials.from_environment(),
-            log_dir=settings.paths.state_dir / "logs",
-        )
-    write_bars(frame, out)
-    answer({"file": str(out), "rows": len(frame), "symbol": symbol}, as_json)
-
-
 def main() -> None:
     """Run a command and turn what went wrong into one line and an exit code."""
     try:
@@ -335,13 +290,6 @@ def main() -> None:
 
 def _settings(preset: str | None) -> Settings:
     return load_settings(preset=preset)
-
-
-def _day(text: str) -> date:
-    try:
-        return date.fromisoformat(text)
-    except ValueError:
-        raise ConfigError(f"'{text}' is not a day; write it as 2023-12-31") from None
 
 
 def _service_url(settings: Settings) -> str:

@@ -7,6 +7,7 @@ Outside the calendar's bounds every question is a DataError (`outside_calendar`)
 
 from __future__ import annotations
 
+import warnings
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from datetime import date, datetime, time
@@ -130,8 +131,12 @@ def trading_hours(day: date, segment: Segment) -> tuple[time, time]:
 
 def bounds() -> tuple[date, date]:
     """The first and the last day the calendar knows."""
-    first = max(table.root[0].first_day for table in corrections().segments.values())
-    return first, _sessions()[-1]
+    return known_from(), _sessions()[-1]
+
+
+def known_from() -> date:
+    """The first day on which the hours of every segment are known."""
+    return max(table.root[0].first_day for table in corrections().segments.values())
 
 
 @cache
@@ -149,8 +154,9 @@ def _sessions() -> tuple[date, ...]:
     """Every session day, ascending."""
     import exchange_calendars  # half a second: only for those who ask for days
 
-    first = max(table.root[0].first_day for table in corrections().segments.values())
-    regular = exchange_calendars.get_calendar("XBOM", start=first.isoformat()).sessions
+    with warnings.catch_warnings():  # it uses what pandas 4 will change; both are pinned
+        warnings.simplefilter("ignore", DeprecationWarning)
+        regular = exchange_calendars.get_calendar("XBOM", start=known_from().isoformat()).sessions
     days = {day.date() for day in regular} | set(_special())
     return tuple(sorted(days - {row.day for row in corrections().closed}))
 

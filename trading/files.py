@@ -1,5 +1,7 @@
 """Bars from CSV and parquet files, checked before anybody sees them (trading/quality.py has the rules).
 
+`fix` writes a clean copy beside a file; the file itself is never written.
+
 Columns, in any case: timestamp (the bar's start, with its zone), open, high, low, close, volume, and
 optionally signal. Other columns are ignored.
 """
@@ -7,6 +9,7 @@ optionally signal. Other columns are ignored.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +19,16 @@ import structlog
 
 from core.errors import DataError
 from core.files import write_atomically
+from trading.bar_faults import PRICES
+from trading.calendar import ZONE
 from trading.market import Bars
-from trading.quality import PRICES, Problem, QualityReport, examine
+from trading.quality import Problem, QualityReport, examine
+from trading.repair import Repair, repaired
 
 REQUIRED = ("timestamp", *PRICES, "volume")
 OPTIONAL = ("signal",)
-ZONE = "Asia/Kolkata"
+
+READERS: dict[str, Callable[[Path], pd.DataFrame]] = {".csv": pd.read_csv, ".parquet": pd.read_parquet}
 
 log = structlog.get_logger(__name__)
 
@@ -76,6 +83,33 @@ def check(path: Path) -> QualityReport:
     return examine(_columns(_read(path), str(path)))[1]
 
 
+@dataclass(frozen=True)
+class CleanCopy:
+    """What `fix` wrote: the file, what was done for it, and the report on it, which has nothing to complain of."""
+
+    file: Path
+    repairs: tuple[Repair, ...]
+    report: QualityReport
+
+
+def fix(path: Path, out: Path | None = None) -> CleanCopy:
+    """Write the bars of `path`, repaired as far as that is certain (trading/repair.py), to another file.
+
+    `out` is `<name>.clean<ext>` beside it by default; an older copy there is replaced in one step. Columns that
+    nobody reads are left out. Raises DataError, with nothing written, if `out` is the file itself or no `.csv` or
+    `.parquet`, or if bars are left that are not clean.
+    """
+    frame = _columns(_read(path), str(path))
+    out = out or path.with_name(f"{path.stem}.clean{path.suffix}")
+    if out.exists() and (out.is_dir() or out.samefile(path)):
+        raise DataError(f"{out}: is a folder, or the file to be fixed; choose another --out", code="bad_file")
+    if out.suffix.lower() not in READERS:
+        raise _unknown_extension(out)
+    bars, repairs = repaired(frame, str(path))
+    write_bars(bars, out)
+    return CleanCopy(out, tuple(repairs), check(out))
+
+
 def validated(frame: pd.DataFrame, source: str, *, min_sessions: int = 1) -> pd.DataFrame:
     """The usable sessions of `frame`, index 0..n-1: timestamp datetime64[ns, zone], all else float64.
 
@@ -95,8 +129,7 @@ def validated(frame: pd.DataFrame, source: str, *, min_sessions: int = 1) -> pd.
 
 
 def _read(path: Path) -> pd.DataFrame:
-    readers: dict[str, Callable[[Path], pd.DataFrame]] = {".csv": pd.read_csv, ".parquet": pd.read_parquet}
-    reader = readers.get(path.suffix.lower())
+    reader = READERS.get(path.suffix.lower())
     if not path.exists():
         raise DataError(f"{path}: no such file; check the path", code="no_such_file")
     if reader is None:

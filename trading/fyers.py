@@ -22,9 +22,10 @@ import pandas as pd
 from pydantic import SecretStr
 
 from core.errors import BrokerError, ConfigError, DataError, HrmSystemError
-from trading.files import ZONE, validated
+from trading.calendar import ZONE
+from trading.files import validated
 
-RESOLUTIONS = ("1", "2", "3", "5", "10", "15", "20", "30", "60", "120", "240")  # minutes
+RESOLUTIONS = ("1", "3", "5", "15")  # minutes; Fyers has others, which do not divide a session
 DAYS_PER_CALL = 100
 PAUSE_S = 0.35  # keeps below 10 calls a second and 200 a minute; breaking that three times blocks the day
 TIMEOUT_S = (3.05, 10.0)  # connect, read

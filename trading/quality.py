@@ -1,13 +1,13 @@
-"""What is wrong with a table of bars, all of it at once.
+"""What is wrong with a table of bars, all of it at once, and what is worth knowing about it.
 
-A session is one calendar day in the zone the timestamps carry. Two kinds of fault:
+    problems   the bars cannot be trusted (NaN, naive timestamps, unsorted rows, stamps at the bar's end, ...)
+    defects    faults of a session (a gap, an outlier, rows outside the hours, under 90 % of the usual bars, ...):
+               such sessions are left out whole while they are at most 2 % of all; above that they are problems
+    the rest   facts: sessions missing against the calendar or not in it, long breaks, large moves. A fall of 9 %
+               over night happens, and stays
 
-    problems   the bars cannot be trusted (NaN, naive timestamps, unsorted rows, ...)
-    defects    a session with a gap, an outlier, or under 90 % of the usual bars (a halt, a special session;
-               the last session may still be running): dropped whole while at most 2 % of the sessions are
-               so, a problem above that
-
-Corrupt data is worse than no data: a session is used whole or not at all, and nothing is repaired here.
+Corrupt data is worse than no data: a session is used whole or not at all, and nothing is repaired here
+(trading/repair.py does that, into another file, when asked).
 """
 
 from __future__ import annotations
@@ -18,16 +18,58 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-PRICES = ("open", "high", "low", "close")
+from trading.bar_facts import against_calendar, large_moves, long_breaks
+from trading.bar_faults import (
+    MAX_CONSTANT_RATIO,
+    MIN_LENGTH_RATIO,
+    OUTLIER_RATIO,
+    Faults,
+    interval_of,
+    level_shifts,
+    of_sessions,
+    parsed,
+    row_faults,
+    session_faults,
+    sound_prices,
+)
+from trading.stamps import end_stamped
 
-REPRESENTABLE = (pd.Timestamp("1678-01-01", tz="UTC"), pd.Timestamp("2262-01-01", tz="UTC"))  # in nanoseconds
-MAX_CONSTANT_RATIO = 0.5  # of the sessions: a market stands still on a quiet day, a dead feed on most of them
 MAX_DEFECTIVE_RATIO = 0.02
-MIN_LENGTH_RATIO = 0.9
-FEWEST_TO_STAND = 10  # bars: fewer may well close at one price
-OUTLIER_RATIO = 0.20  # NSE halts its indices for the day at 20 %: within one bar it is a bad tick
-LONG_BREAK = pd.Timedelta(days=7)
-ZONE = r"[T ].*(Z|[+-]\d{2}:?\d{2})$"
+SESSION_MINUTES = 375  # 09:15 to 15:30
+FIX = "or let `hrm data check FILE --fix` "
+
+REMEDIES: Mapping[str, str] = {
+    "missing_timestamp": "fill in the timestamp, " + FIX + "leave out the sessions around",
+    "unreadable_timestamp": "write ISO 8601 with the zone, such as 2023-01-02T09:15:00+05:30",
+    "naive_timestamp": "state the zone, such as 2023-01-02T09:15:00+05:30",
+    "mixed_time_zones": "write all timestamps in one zone",
+    "non_numeric": "write plain numbers",
+    "missing_value": "fill in the value, " + FIX + "leave out the session",
+    "infinite_value": "give the true value, " + FIX + "leave out the session",
+    "non_positive_price": "prices must be above 0; give the true one, " + FIX + "leave out the session",
+    "negative_volume": "volume must be 0 or more; correct it, " + FIX + "leave out the session",
+    "inconsistent_bar": "high must be the largest of the four prices and low the smallest; correct it, "
+    + FIX
+    + "widen",
+    "constant_prices": f"the close never moves in over {MAX_CONSTANT_RATIO:.0%} of the sessions: export real prices",
+    "exact_duplicate": "keep one row for each timestamp, " + FIX + "do so",
+    "conflicting_duplicate": "decide which row is true, " + FIX + "leave out the session",
+    "unsorted_timestamp": "sort the rows by timestamp, " + FIX + "do so",
+    "end_stamped": "stamp each bar at its start (the first one 09:15), " + FIX + "shift them",
+    "ragged_interval": f"bars must be whole minutes that divide a session of {SESSION_MINUTES}: 1, 3, 5, 15, 25, 75",
+    "level_shift": f"over {OUTLIER_RATIO:.0%} from one session to the next: adjust for splits, or cut the file there",
+    "not_intraday": "give several bars a day, not daily bars",
+    "gap": "bars are missing inside the session: fill them in, " + FIX + "leave it out",
+    "other_interval": "the session's bars have another length than most: export one timeframe, " + FIX + "leave it out",
+    "contrary_stamps": "the session is stamped at the other end of its bars than most: export it anew, "
+    + FIX
+    + "leave it out",
+    "outside_hours": "bars before the opening or from the close on: remove them, " + FIX + "do so",
+    "outlier": f"a move over {OUTLIER_RATIO:.0%} within one bar: correct it, " + FIX + "leave out the session",
+    "foreign_level": f"the session is over {OUTLIER_RATIO:.0%} off the ones around it, as another instrument would be: "
+    "export it anew, " + FIX + "leave it out",
+    "short_session": f"under {MIN_LENGTH_RATIO:.0%} of the usual bars: complete the session, " + FIX + "leave it out",
+}
 
 
 @dataclass(frozen=True)
@@ -45,7 +87,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class QualityReport:
-    """What `hrm data check` prints; `dataclasses.asdict` of it is JSON. Dates are ISO 8601."""
+    """What `hrm data check` tells; `dataclasses.asdict` of it is JSON. Dates are ISO 8601, times Kolkata's."""
 
     rows: int
     sessions: int
@@ -54,12 +96,20 @@ class QualityReport:
     last: str | None
     session_lengths: dict[int, int]  # bars in a session -> sessions of that length
     gaps: int
-    duplicates: int
+    exact_duplicates: int
+    conflicting_duplicates: int
     outliers: int
-    weekend_sessions: tuple[str, ...]
+    missing_sessions: tuple[str, ...]  # sessions of the calendar without bars; `first/last` of a run of them
+    off_calendar: tuple[str, ...]  # sessions on days on which the exchange is closed
     long_breaks: tuple[str, ...]  # first session after more than 7 days without one
-    dropped_sessions: tuple[str, ...]
-    problems: tuple[Problem, ...]
+    large_moves: tuple[str, ...]  # the largest ones that are believed
+    dropped_sessions: tuple[str, ...]  # left out by whoever loads the file
+    defects: tuple[Problem, ...]  # of the sessions left out
+    problems: tuple[Problem, ...]  # the file is refused
+
+    @property
+    def clean(self) -> bool:
+        return not (self.problems or self.dropped_sessions)
 
 
 def examine(frame: pd.DataFrame) -> tuple[pd.DataFrame, QualityReport]:
@@ -67,114 +117,40 @@ def examine(frame: pd.DataFrame) -> tuple[pd.DataFrame, QualityReport]:
 
     `frame` has rows and the columns timestamp, open, high, low, close, volume and perhaps signal.
     """
-    times, problems = _timestamps(frame["timestamp"])
-    numbers = frame.drop(columns="timestamp").apply(pd.to_numeric, errors="coerce").astype("float64")
-    bars = pd.concat([times, numbers], axis=1)
-    problems += _found(_value_faults(frame, bars), frame["timestamp"])
+    bars, unclear = parsed(frame)
+    interval = interval_of(bars)
+    problems = _found(unclear | row_faults(frame, bars), frame["timestamp"])
+    times = bars["timestamp"]
+    readable = not any(mask.any() for mask in unclear.values())
+    defects: Faults = {}
+    if interval is not None and readable and times.is_monotonic_increasing and times.is_unique:
+        defects = session_faults(bars, interval)
+        problems += _file_faults(bars, interval, defects)
     day = times.dt.normalize()
-    interval = _interval(times, day)
-    in_order = times.is_monotonic_increasing and times.is_unique
-    defects = _defects(bars, day, interval) if in_order else {}
-    defective = day.isin(set().union(*(set(day[mask]) for mask in defects.values())))
+    defective = of_sessions(day, defects)
+    found = _found(defects, frame["timestamp"])
     if day[defective].nunique() > MAX_DEFECTIVE_RATIO * day.nunique():
-        problems += _found(defects, frame["timestamp"])
+        problems, found, defective = problems + found, [], defective & False
     elif interval is None and not problems:
-        problems += [Problem("not_intraday", len(bars), "row 1", "give several bars a day, not daily bars")]
-    report = _report(bars, day, defective, (defects, problems))
+        problems = [Problem("not_intraday", len(bars), "row 1", REMEDIES["not_intraday"])]
+    moves = large_moves(sound_prices(bars, defects)) if defects else ()
+    report = _report(bars, interval, moves, (day[defective], found, problems))
     return bars[~defective].reset_index(drop=True), report
 
 
-def _timestamps(column: pd.Series) -> tuple[pd.Series, list[Problem]]:
-    """Zoned timestamps in ns (NaT where unreadable, UTC where the zone is unclear), and what is wrong."""
-    if isinstance(column.dtype, pd.DatetimeTZDtype):
-        times = _nanoseconds(column)
-        faults = {"missing_timestamp": column.isna(), "unreadable_timestamp": column.notna() & times.isna()}
-        return times, _found(faults, column)
-    text = column.astype("string").str.strip().fillna("")
-    zone = text.str.extract(ZONE, expand=False)
-    dates = text.mask(text.str.fullmatch(r"[\d.]*"))  # a bare number would be read as a year
-    times = _nanoseconds(pd.to_datetime(dates, format="ISO8601", utc=True, errors="coerce"))
-    readable = times.notna()
+def _file_faults(bars: pd.DataFrame, interval: pd.Timedelta, defects: Faults) -> list[Problem]:
+    """What is wrong with the file rather than with a session of it."""
+    minutes = interval / pd.Timedelta(minutes=1)
+    everywhere = pd.Series(True, index=bars.index)
     faults = {
-        "unreadable_timestamp": ~readable,
-        "naive_timestamp": readable & zone.isna(),
-        "mixed_time_zones": zone.notna() & (zone != zone.dropna().iloc[0]) if zone.notna().any() else zone.notna(),
+        "end_stamped": everywhere & end_stamped(bars["timestamp"], interval),
+        "ragged_interval": everywhere & bool(minutes % 1 or SESSION_MINUTES % minutes),
+        "level_shift": level_shifts(sound_prices(bars, defects)).reindex(bars.index, fill_value=False),
     }
-    if not any(mask.any() for mask in faults.values()):
-        times = times.dt.tz_convert(pd.Timestamp(text.iloc[0]).tz)
-    return times.rename("timestamp"), _found(faults, column)
+    return _found(faults, bars["timestamp"])
 
 
-def _nanoseconds(times: pd.Series) -> pd.Series:
-    """Zoned timestamps in ns; NaT where ns cannot hold them, which no bar's time is."""
-    held: pd.Series = times.where(times.between(*REPRESENTABLE)).dt.as_unit("ns")
-    return held
-
-
-def _value_faults(frame: pd.DataFrame, bars: pd.DataFrame) -> dict[str, pd.Series]:
-    """Masks over rows, by problem: `frame` as given, `bars` with numbers parsed (NaN where they are not)."""
-    given, parsed = frame.drop(columns="timestamp"), bars.drop(columns="timestamp")
-    prices, times = bars[list(PRICES)], bars["timestamp"]
-    body_top, body_bottom = bars[["open", "close"]].max(axis=1), bars[["open", "close"]].min(axis=1)
-    return {
-        "non_numeric": (parsed.isna() & given.notna()).any(axis=1),
-        "missing_value": given.isna().any(axis=1),
-        "infinite_value": parsed.isin([np.inf, -np.inf]).any(axis=1),
-        "non_positive_price": (prices <= 0).any(axis=1),
-        "negative_volume": bars["volume"] < 0,
-        "inconsistent_bar": (bars["high"] < body_top) | (bars["low"] > body_bottom),
-        "constant_prices": _constant(bars),
-        "duplicate_timestamp": times.duplicated() & times.notna(),
-        "unsorted_timestamp": times.diff() < pd.Timedelta(0),
-    }
-
-
-def _constant(bars: pd.DataFrame) -> pd.Series:
-    """Mask of the bars in sessions that close at one price throughout; empty unless most sessions are like that."""
-    sessions = bars["close"].groupby(bars["timestamp"].dt.normalize())
-    standing = (sessions.transform("nunique") == 1) & (sessions.transform("size") >= FEWEST_TO_STAND)
-    dead = bars["timestamp"].dt.normalize()[standing].nunique() > MAX_CONSTANT_RATIO * sessions.ngroups
-    mask: pd.Series = standing & dead
-    return mask
-
-
-def _defects(bars: pd.DataFrame, day: pd.Series, interval: pd.Timedelta | None) -> dict[str, pd.Series]:
-    """Masks over the bars that make their session unusable, by defect."""
-    if interval is None:
-        return {}
-    inside = day == day.shift()
-    bars_of_session = day.groupby(day).transform("size")
-    usual = day.groupby(day).size().mode().max()
-    previous = bars["close"].shift().where(inside)
-    moves = pd.concat([bars["high"] / bars["low"], bars["open"] / previous, bars["close"] / previous], axis=1).sub(1.0)
-    return {
-        "gap": inside & (bars["timestamp"].diff() != interval),
-        "outlier": (moves.abs() > OUTLIER_RATIO).any(axis=1),
-        "short_session": ~inside & (bars_of_session < MIN_LENGTH_RATIO * usual) & (day != day.iloc[-1]),
-    }
-
-
-REMEDIES: Mapping[str, str] = {
-    "missing_timestamp": "fill in the timestamp or remove the row",
-    "unreadable_timestamp": "write ISO 8601 with the zone, such as 2023-01-02T09:15:00+05:30",
-    "naive_timestamp": "state the zone, such as 2023-01-02T09:15:00+05:30",
-    "mixed_time_zones": "write all timestamps in one zone",
-    "non_numeric": "write plain numbers",
-    "missing_value": "fill in the value or remove the whole session",
-    "infinite_value": "replace it by the true value or remove the whole session",
-    "non_positive_price": "prices must be above 0: remove the whole session",
-    "negative_volume": "volume must be 0 or more",
-    "inconsistent_bar": "high must be the largest of the four prices and low the smallest",
-    "constant_prices": f"the close never moves in over {MAX_CONSTANT_RATIO:.0%} of the sessions: export real prices",
-    "duplicate_timestamp": "keep one row for each timestamp",
-    "unsorted_timestamp": "sort the rows by timestamp",
-    "gap": "bars are missing inside the session: fill them in or remove the whole session",
-    "outlier": f"a move over {OUTLIER_RATIO:.0%} within one bar: correct it or remove the whole session",
-    "short_session": f"under {MIN_LENGTH_RATIO:.0%} of the usual bars: complete the session or remove it",
-}
-
-
-def _found(faults: Mapping[str, pd.Series], timestamps: pd.Series) -> list[Problem]:
+def _found(faults: Faults, timestamps: pd.Series) -> list[Problem]:
     """A Problem for each mask with a row in it; rows count from 1 below the header."""
     found = []
     for code, mask in faults.items():
@@ -185,25 +161,18 @@ def _found(faults: Mapping[str, pd.Series], timestamps: pd.Series) -> list[Probl
     return found
 
 
-def _interval(times: pd.Series, day: pd.Series) -> pd.Timedelta | None:
-    """The usual distance of bars inside a session; None when no session has two bars."""
-    steps = times.diff()[(day == day.shift()) & (times.diff() > pd.Timedelta(0))]
-    return None if steps.empty else pd.Timedelta(steps.mode().iloc[0])
-
-
 def _report(
     bars: pd.DataFrame,
-    day: pd.Series,
-    defective: pd.Series,
-    findings: tuple[dict[str, pd.Series], list[Problem]],
+    interval: pd.Timedelta | None,
+    moves: tuple[str, ...],
+    findings: tuple[pd.Series, list[Problem], list[Problem]],
 ) -> QualityReport:
-    defects, problems = findings
-    counts = {code: int(mask.sum()) for code, mask in defects.items()}
-    lengths = np.unique_counts(day.value_counts().to_numpy())
-    days = pd.Series(day.dropna().unique()).sort_values()
+    dropped, defects, problems = findings
     times = bars["timestamp"].dropna()
-    interval = _interval(bars["timestamp"], day)
-    refused = any(problem.code in defects for problem in problems)
+    days = times.dt.normalize().drop_duplicates().sort_values()
+    lengths = np.unique_counts(times.dt.normalize().value_counts().to_numpy())
+    counts = {found.code: found.count for found in (*defects, *problems)}
+    missing, off_calendar = against_calendar([day.date() for day in days])
     return QualityReport(
         rows=len(bars),
         sessions=len(days),
@@ -212,14 +181,14 @@ def _report(
         last=None if times.empty else times.iloc[-1].isoformat(),
         session_lengths=dict(zip(lengths.values.tolist(), lengths.counts.tolist(), strict=True)),
         gaps=counts.get("gap", 0),
-        duplicates=int((bars["timestamp"].duplicated() & bars["timestamp"].notna()).sum()),
+        exact_duplicates=counts.get("exact_duplicate", 0),
+        conflicting_duplicates=counts.get("conflicting_duplicate", 0),
         outliers=counts.get("outlier", 0),
-        weekend_sessions=_dates(days[days.dt.day_of_week >= 5]),
-        long_breaks=_dates(days[days.diff() > LONG_BREAK]),
-        dropped_sessions=() if refused else _dates(pd.Series(day[defective].unique())),
+        missing_sessions=missing,
+        off_calendar=off_calendar,
+        long_breaks=long_breaks(days),
+        large_moves=moves,
+        dropped_sessions=tuple(f"{each:%Y-%m-%d}" for each in dropped.unique()),
+        defects=tuple(defects),
         problems=tuple(problems),
     )
-
-
-def _dates(days: pd.Series) -> tuple[str, ...]:
-    return tuple(day.date().isoformat() for day in days)

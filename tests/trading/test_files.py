@@ -109,7 +109,8 @@ SPOILERS: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
     "unreadable_timestamp": lambda bars: _set("timestamp", "yesterday")(bars.astype({"timestamp": str})),
     "naive_timestamp": lambda bars: bars.assign(timestamp=bars["timestamp"].dt.tz_localize(None)),
     "mixed_time_zones": lambda bars: _set("timestamp", "2023-01-02T04:20:00Z")(bars.astype({"timestamp": str})),
-    "duplicate_timestamp": lambda bars: pd.concat([bars[:8], bars[7:]]),
+    "exact_duplicate": lambda bars: pd.concat([bars[:8], bars[7:]]),
+    "conflicting_duplicate": lambda bars: pd.concat([bars[:8], bars[7:].assign(volume=1)]),
     "unsorted_timestamp": lambda bars: pd.concat([bars[8:], bars[:8]]),
     "missing_timestamp": lambda bars: bars.assign(timestamp=bars["timestamp"].where(bars.index != 7)),
     "gap": lambda bars: bars.drop(index=7),
@@ -221,7 +222,7 @@ def test_the_report_describes_the_bars_and_is_json(tmp_path: Path, make_bars: Ca
     assert report.interval_s == 300
     assert report.gaps == 1
     assert report.long_breaks == ("2023-03-01", "2023-04-01")
-    assert report.weekend_sessions == ("2023-04-01",)
+    assert report.off_calendar[-1] == "2023-04-01"
     assert sum(report.session_lengths.values()) == report.sessions
     assert report.session_lengths[BARS - 1] == 1
     assert json.loads(json.dumps(dataclasses.asdict(report)))["rows"] == report.rows

@@ -113,17 +113,17 @@ def test_a_chunk_without_data_is_no_error(emulator: Emulator, tmp_path: Path) ->
     assert len(fetch(tmp_path, MONDAY, MONDAY + timedelta(days=120))) > 0
 
 
-def test_the_candle_that_is_still_forming_is_dropped(emulator: Emulator, tmp_path: Path) -> None:
-    now = datetime.now(UTC).timestamp()
-    closed = [[now - 420 - 300 * back, 100.0, 101.0, 99.0, 100.5, 0] for back in (2, 1, 0)]
-    forming = [[now - 120, 100.0, 101.0, 99.0, 100.5, 0]]
-    emulator.answer = lambda _: ok([[int(row[0]), *row[1:]] for row in closed + forming])
-    try:
-        bars = fetch(tmp_path)
-    except DataError as midnight:  # the bars straddle midnight in India: two sessions, the first one short
-        assert "short_session" in str(midnight)
-    else:
-        assert len(bars) == 3
+def test_the_candle_that_is_still_forming_is_dropped(
+    emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class AtTenToTen(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            return datetime(2023, 1, 2, 4, 20, 30, tzinfo=UTC).astimezone(tz)  # 09:50:30 in India
+
+    monkeypatch.setattr(fyers, "datetime", AtTenToTen)
+    bars = fetch(tmp_path, MONDAY, MONDAY)
+    assert [f"{time:%H:%M}" for time in bars["timestamp"]] == [f"09:{minute}" for minute in range(15, 50, 5)]
 
 
 @pytest.mark.parametrize(
