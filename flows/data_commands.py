@@ -93,10 +93,11 @@ def _print_report(file: Path, report: QualityReport) -> None:
     facts = _table(str(file))
     interval = "-" if report.interval_s is None else f"{report.interval_s:g} s"
     usual = max(report.session_lengths, key=lambda length: report.session_lengths[length], default=0)
+    others = report.sessions - report.session_lengths.get(usual, 0)
     for name, value in (
         ("rows", f"{report.rows:,} in {report.sessions:,} sessions, {report.first} to {report.last}"),
         ("interval", interval),
-        ("bars a session", f"{usual} in {report.session_lengths.get(usual, 0)}, others in the rest"),
+        ("bars a session", f"{usual} in {report.session_lengths.get(usual, 0):,}, others in {others:,}"),
         ("gaps", f"{report.gaps:,}"),
         ("duplicates", f"{report.exact_duplicates:,} exact, {report.conflicting_duplicates:,} conflicting"),
         ("outliers", f"{report.outliers:,}"),

@@ -50,13 +50,15 @@ Step = Callable[[pd.DataFrame], tuple[pd.DataFrame, list[Repair]]]
 def repaired(frame: pd.DataFrame, source: str) -> tuple[pd.DataFrame, list[Repair]]:
     """Clean bars of `frame` (columns as for `trading.quality.examine`) and what was done to get them.
 
-    Raises DataError: `bad_bars` if no zone is stated, or faults are left that no repair mends (each is named);
+    Raises DataError: `bad_bars` if no zone is stated, if rows without a time stand among unsorted ones (nobody knows
+    to which session they belong), or if faults are left that no repair mends (each is named);
     `beyond_repair` if over half of the sessions would have to go.
     """
     bars, unclear = parsed(frame)
-    for code in ("naive_timestamp", "mixed_time_zones"):
-        if code in unclear and unclear[code].any():
-            raise _not_mended(frame, source)
+    no_zone = any(code in unclear and unclear[code].any() for code in ("naive_timestamp", "mixed_time_zones"))
+    known = bars["timestamp"].dropna()
+    if no_zone or (len(known) < len(bars) and not known.is_monotonic_increasing):
+        raise _not_mended(frame, source)
     sessions = bars["timestamp"].dt.normalize().nunique()
     bars, made = _without_unreadable_times(bars)
     while True:  # a dropped session can bring its neighbours' faults to light; every round drops or changes a row

@@ -126,6 +126,13 @@ def test_a_row_without_a_time_costs_the_sessions_it_may_belong_to() -> None:
     assert len(repaired(between, "feed")[0]) == 58 * SESSION
 
 
+def test_a_row_without_a_time_among_unsorted_ones_belongs_nobody_knows_where() -> None:
+    text = CLEAN.assign(timestamp=CLEAN["timestamp"].astype(str))
+    text.loc[ROW, "timestamp"] = "soon"
+    with pytest.raises(DataError, match="unreadable_timestamp"):
+        repaired(pd.concat([text[SESSION:], text[:SESSION]], ignore_index=True), "feed")
+
+
 def test_a_session_stamped_at_the_start_is_not_shifted_with_those_stamped_at_the_end() -> None:
     others = ~rows_of(CLEAN, 20)
     bars, repairs = repaired(moved(CLEAN, others, 5.0), "feed")
