@@ -136,7 +136,7 @@ class EndlessEnv:
     def __init__(self, env: SessionEnv, log_quantity: NDArray[np.float32], seed: int) -> None:
         self.env, self.log_quantity = env, log_quantity
         self.rng = np.random.default_rng(seed)
-        self._choices = len(env.market.sessions)
+        self._choices, self._ahead = len(env.market.sessions), np.zeros(0, dtype=np.int64)
 
     @property
     def complexity(self) -> NDArray[np.float32]:
@@ -159,8 +159,15 @@ class EndlessEnv:
         ended = ~self.env.active
         (rows,) = ended.nonzero()
         if len(rows):
-            self.env.restart(rows, self.rng.integers(self._choices, size=len(rows)))
+            self.env.restart(rows, self._drawn(len(rows)))
         return step.reward_bps, self.env.cost_bps * step.turnover.astype(np.float64), ended
+
+    def _drawn(self, count: int) -> Ints:
+        """Places of `count` sessions, drawn ahead: most lock-steps end a few rows, and a draw costs as much as 500."""
+        if len(self._ahead) < count:
+            self._ahead = self.rng.integers(self._choices, size=max(count, 4096))
+        drawn, self._ahead = self._ahead[:count], self._ahead[count:]
+        return drawn
 
 
 def run_policy(policy: Policy, env: SessionEnv) -> Iterator[tuple[Observations, PolicyDecisions, Step]]:

@@ -4,6 +4,12 @@ The rules are trading/accounting.py's, written a second time and tested to be eq
 Action: (one of the five actions, quantity in units). An illegal action counts as HOLD and is told in `info`, so that
 any agent can be plugged in; `info["action_mask"]` shows what is legal. Reward: the money earned after charges, in
 bps of the initial capital; `info["direction_bps"]` is what our own models are trained on.
+
+Every observation is memory of its own, as Gymnasium demands; `trading.observations.windows` has the view without
+copies. Libraries that take neither Tuple actions nor negative numbers (stable-baselines3) get two of its wrappers:
+
+    env = FilterObservation(env, ["bars", "account"])                  # the position is the account's last feature
+    env = TransformAction(env, lambda a: (a[0], 10.0 ** a[1]), MultiDiscrete([5, 6]))       # 1 to 100,000 units
 """
 
 from __future__ import annotations
@@ -14,6 +20,7 @@ from typing import Any, SupportsFloat
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from numpy.typing import NDArray
 
 from core.actions import LEGAL, N_ACTIONS, TARGET_OF, Action
 from core.errors import DataError
@@ -21,10 +28,11 @@ from core.observation import ObservationSchema
 from trading.costs import CostModel, Side, flat_costs
 from trading.env import SessionEnv
 from trading.market import Market, day_of
-from trading.observations import observe
+from trading.observations import observe, windows
 
 Observed = dict[str, Any]
 Acted = tuple[Any, ...]
+_ONE_ROW = np.zeros(1, dtype=np.int64)
 
 
 class TradingEnv(gym.Env[Observed, Acted]):
@@ -51,6 +59,12 @@ class TradingEnv(gym.Env[Observed, Acted]):
         self.market, self.schema, self.cost_bps, self.capital = market, schema, cost_bps, capital
         self._costs_of = costs or flat_costs(cost_bps)
         self._sessions = market.sessions
+        if len(self._sessions) == 0:
+            raise DataError(f"{market.name}: no session in which a decision can be taken; bring more bars")
+        # The start of a session is looked up in one place; what happens in it is computed here.
+        self._starts = SessionEnv(market, schema, self._sessions[:1], cost_bps)
+        self._starts.observe()  # what the market cannot show is refused here, not in the middle of a session
+        self._windows = None if schema.timeframes else windows(market, schema)
         unbounded = np.float32(1e6)  # finite, as wrappers that normalise expect; features stay far inside
         bars = (schema.window, len(schema.bar_features))
         self.observation_space = spaces.Dict(
@@ -70,10 +84,10 @@ class TradingEnv(gym.Env[Observed, Acted]):
         """Start a session: `options={"session": id}` chooses one, otherwise it is drawn. Raises DataError."""
         super().reset(seed=seed)
         chosen = (options or {}).get("session")
-        self._session = int(self.np_random.choice(self._sessions) if chosen is None else chosen)
-        # The start of a session is looked up in one place; what happens in it is computed here.
-        started = SessionEnv(self.market, self.schema, np.array([self._session]), self.cost_bps)
-        self._at, self._last = int(started.at[0]), int(started.last[0])
+        session = int(self.np_random.choice(self._sessions) if chosen is None else chosen)
+        self._starts.restart(_ONE_ROW, self._starts.places(np.array([session])))
+        self._session = session
+        self._at, self._last = int(self._starts.at[0]), int(self._starts.last[0])
         self._order_costs = self._costs_of(day_of(int(self.market.bars.timestamps[self._at])))
         self._position, self._units, self._done = 0, 0.0, False
         return self._observed(), self._info()
@@ -81,22 +95,18 @@ class TradingEnv(gym.Env[Observed, Acted]):
     def step(self, action: Acted) -> tuple[Observed, SupportsFloat, bool, bool, dict[str, Any]]:
         """(observation, reward, terminated, truncated=False, info); call `reset` after terminated.
 
-        Raises DataError, with nothing changed, for a quantity that is not a finite number of at least 1.
+        Raises DataError, with nothing changed, for what is no action or a quantity that is not a finite number of
+        at least 1.
         """
         if self._done:
             raise gym.error.ResetNeeded("call reset() before step(): there is no session in progress")
-        quantity = float(np.asarray(action[1]).reshape(-1)[0])
-        if not 1.0 <= quantity < math.inf:
-            raise DataError(f"a quantity of {quantity} is not a finite number of at least 1")
-        legal = bool(LEGAL[self._position + 1, int(action[0])])
-        told = self._settle(int(action[0]) if legal else int(Action.HOLD), quantity)
-        return (
-            self._observed(),
-            1e4 * told["pnl"] / self.capital,
-            self._done,
-            False,
-            self._info() | told | {"legal": legal},
-        )
+        chosen, quantity = int(action[0]), float(np.asarray(action[1]).item())
+        if not (0 <= chosen < N_ACTIONS and 1.0 <= quantity < math.inf):
+            raise DataError(f"({chosen}, {quantity}) is not an action 0 to 4 and a finite quantity of at least 1")
+        legal = bool(LEGAL[self._position + 1, chosen])
+        told = self._settle(chosen if legal else int(Action.HOLD), quantity)
+        told["legal"] = legal
+        return self._observed(), 1e4 * told["pnl"] / self.capital, self._done, False, self._info() | told
 
     def _settle(self, action: int, quantity: float) -> dict[str, Any]:
         bars, t, old, held = self.market.bars, self._at, self._position, self._units
@@ -107,7 +117,9 @@ class TradingEnv(gym.Env[Observed, Acted]):
         self._done = t >= self._last
         if self._done and units:
             orders.append((-units, after))
-        charges = sum(self._order_costs.of(Side(int(math.copysign(1, size))), at, abs(size)) for size, at in orders)
+        charges = sum(
+            self._order_costs.of(Side.BUY if size > 0 else Side.SELL, price, abs(size)) for size, price in orders
+        )
         turnover = abs(new - old) + (abs(new) if self._done else 0)
         direction = 1e4 * (old * (fill - before) + new * (after - fill)) / before - self.cost_bps * turnover
         self._position, self._units = (0, 0.0) if self._done else (new, float(units))
@@ -123,13 +135,24 @@ class TradingEnv(gym.Env[Observed, Acted]):
         }
 
     def _observed(self) -> Observed:
-        seen = observe(self.market, self.schema, np.array([self._at]), np.array([self._position]))
+        """What `trading.observations.observe` gives for a batch."""
+        at = self._at
+        account = np.empty(len(self.schema.account_features), dtype=np.float32)
+        account[:-1], account[-1] = self.market.context[at], self._position
         return {
-            "bars": seen.bars[0],
-            "account": seen.account[0],
-            "complexity": np.clip(seen.complexity[:1], 0.0, 1.0),
+            "bars": self._bars(),
+            "account": account,
+            "complexity": self.market.complexity[at : at + 1].copy(),
             "position": np.int64(self._position),
         }
+
+    def _bars(self) -> NDArray[np.float32]:
+        bars: NDArray[np.float32]
+        if self._windows is None:
+            bars = observe(self.market, self.schema, np.array([self._at]), np.array([self._position])).bars[0]
+        else:
+            bars = self._windows[self._at - self.schema.window + 1].copy()
+        return bars
 
     def _info(self) -> dict[str, Any]:
         return {"action_mask": LEGAL[self._position + 1].copy(), "session": self._session, "units": self._units}
