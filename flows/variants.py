@@ -27,7 +27,7 @@ from core.settings import Settings
 from flows.measure import VALIDATION_SESSIONS, validated
 from serving.engine import Engine
 from serving.store import MB, load_version
-from trading.dataset import Dataset, build_dataset
+from trading.dataset import Dataset, synthetic_dataset
 from trading.env import SessionEnv, run_policy
 from trading.evaluation import advantage
 from trading.observations import Policy
@@ -57,7 +57,8 @@ def publish_variant(
     from hrm.export import export_model
 
     require_free(store / export["name"] / export["version"])  # before minutes are spent on it
-    market = build_dataset(settings, None, MARKET_SEED)
+    seen = model.schema
+    market = synthetic_dataset(settings, MARKET_SEED, interval_s=seen.interval_s, symbols=seen.symbols)
     market.schema.require(model.schema, "the model")
     with tempfile.TemporaryDirectory(prefix="hrm-variant-") as folder:
         scratch = Path(folder)

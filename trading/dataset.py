@@ -8,8 +8,9 @@ Labels are values in bps of holding a target position (docs/architecture.md, "Ma
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +29,7 @@ from trading.files import load_market_bars
 from trading.market import Bars, Market, market_of, session_days
 from trading.observations import account_of
 from trading.stream import usual_session_length
-from trading.symbols import concatenate
+from trading.symbols import concatenate, require_distinct
 
 LABEL_HORIZON = 24  # bars
 # A file's labels charge this multiple of the real cost: a margin of safety without which a model trades on its own
@@ -37,7 +38,7 @@ LABEL_COST_MULTIPLE = 4.0
 CHARGED_UNITS = 65.0  # one lot of NIFTY futures: the size whose charges are assumed
 MIN_SESSIONS = 60  # of a file: fewer cannot be split into train, validation and test
 TRAIN_SHARE, VALIDATION_SHARE = 0.7, 0.1
-WARM_UP_SESSIONS = 5  # simulated before each part, so that every session of it has history
+WARM_UP_SESSIONS = 5  # simulated before each part, at least
 TARGETS = np.array([-1.0, 0.0, 1.0])
 _TEST, _RANDOM_WALK = 2, 3  # parts of a seed; train and validation are 0 and 1
 
@@ -65,17 +66,21 @@ def build_dataset(settings: Settings, data: Path | Sequence[Path] | None, seed: 
     Raises DataError if a file is unusable or too short, or if the files are not of one timeframe.
     """
     if data is None:
-        return _synthetic(settings, seed)
+        return synthetic_dataset(settings, seed)
     return _from_files(settings, [data] if isinstance(data, Path) else data)
 
 
-def _synthetic(settings: Settings, seed: int) -> Dataset:
+def synthetic_dataset(
+    settings: Settings, seed: int, *, interval_s: int = synthetic.BAR_S, symbols: tuple[str, ...] = ()
+) -> Dataset:
+    """The synthetic market, in bars of any length and as the first of `symbols`: any model can be tried on it."""
     law, cost = settings.synthetic_market, settings.trading.cost_bps
     solution = oracle.solve(law, cost, cache=settings.paths.state_dir / "cache")
-    parts = []
+    parts, begin = [], _warm_up_sessions(settings, interval_s)
     for part, sessions in enumerate((law.train_sessions, law.validation_sessions, law.test_sessions)):
-        path = _simulated(settings, sessions, [seed, part])
-        market = _prepared(settings, path.bars).restricted_to(WARM_UP_SESSIONS, sessions + WARM_UP_SESSIONS - 1)
+        path = _simulated(settings, sessions, [seed, part], interval_s)
+        bars = replace(path.bars, name=symbols[0]) if symbols else path.bars
+        market = _prepared(settings, bars, symbols).restricted_to(begin, begin + sessions - 1)
         parts.append(market.with_values(solution.values(path)))
     train, validation, test = parts
     return Dataset(
@@ -83,7 +88,7 @@ def _synthetic(settings: Settings, seed: int) -> Dataset:
         validation=validation,
         test=test,
         source="synthetic",
-        schema=_schema(settings, test.bars),
+        schema=_schema(settings, test.bars, symbols),
         cost_bps=cost,
         label_cost_bps=cost,
         label_temperature_bps=settings.training_params.hrm.label_temperature * cost,
@@ -91,8 +96,19 @@ def _synthetic(settings: Settings, seed: int) -> Dataset:
     )
 
 
-def _simulated(settings: Settings, sessions: int, seed: list[int]) -> synthetic.SyntheticPath:
-    return synthetic.simulate(settings.synthetic_market, sessions=sessions + WARM_UP_SESSIONS, seed=seed)
+def _simulated(
+    settings: Settings, sessions: int, seed: list[int], interval_s: int = synthetic.BAR_S
+) -> synthetic.SyntheticPath:
+    sessions += _warm_up_sessions(settings, interval_s)
+    return synthetic.simulate(settings.synthetic_market, sessions=sessions, seed=seed, interval_s=interval_s)
+
+
+def _warm_up_sessions(settings: Settings, interval_s: int = synthetic.BAR_S) -> int:
+    """Sessions simulated before each part, so that every session of it has history in all timeframes."""
+    session_s = settings.synthetic_market.bars_per_session * interval_s
+    timeframes = settings.observation.timeframes
+    needed = [math.ceil(each.bars / max(1, math.ceil(session_s / each.span_s))) for each in timeframes]
+    return max(WARM_UP_SESSIONS, *needed, 0)
 
 
 def window_values(settings: Settings, seed: int) -> Floats:
@@ -111,7 +127,7 @@ def random_walk(settings: Settings, seed: int) -> Dataset:
     still = settings.model_copy(update={"synthetic_market": law.model_copy(update={"amplitude": 0.0})})
     sessions = law.train_sessions + law.validation_sessions + law.test_sessions
     bars = _simulated(still, sessions, [seed, _RANDOM_WALK]).bars
-    market = _prepared(settings, bars).restricted_to(WARM_UP_SESSIONS, int(bars.session[-1]))
+    market = _prepared(settings, bars).restricted_to(_warm_up_sessions(settings), int(bars.session[-1]))
     last = len(market.sessions) - np.array([law.validation_sessions + law.test_sessions, law.test_sessions, 0])
     return _labelled_in_hindsight(market, settings, settings.trading.cost_bps, last)
 
@@ -140,6 +156,7 @@ def _embargo(market: Market, settings: Settings) -> int:
 
 def _from_files(settings: Settings, data: Sequence[Path]) -> Dataset:
     bars = [load_market_bars(path) for path in data]
+    require_distinct([each.name for each in bars])
     symbols = tuple(each.name for each in bars) if len(bars) > 1 else ()
     markets = [_prepared(settings, each, symbols) for each in bars]
     for market, path in zip(markets, data, strict=True):

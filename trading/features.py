@@ -119,11 +119,16 @@ def schema(settings: ObservationSettings, *, interval_s: int = 300, symbols: tup
         window=settings.window + sum(timeframe.bars for timeframe in timeframes),
         patch=settings.patch,
         bar_features=BAR_FEATURES,
-        account_features=(*CONTEXT_FEATURES, *(f"symbol_{symbol}" for symbol in symbols), "position"),
+        account_features=account_features(symbols),
         interval_s=interval_s,
         timeframes=timeframes,
         symbols=symbols,
     )
+
+
+def account_features(symbols: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of the account's features where `symbols` are told apart."""
+    return (*CONTEXT_FEATURES, *(f"symbol_{symbol}" for symbol in symbols), "position")
 
 
 def one_hot(symbol: str, symbols: tuple[str, ...]) -> NDArray[np.float32]:

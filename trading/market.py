@@ -14,9 +14,18 @@ from datetime import UTC, date, datetime
 import numpy as np
 from numpy.typing import NDArray
 
-from core.errors import DataError
+from core.errors import DataError, ModelError
 from core.observation import ObservationSchema, Timeframe
-from trading.features import WARM_UP_BARS, FeatureSettings, Floats, advance_all, initial_state, one_hot
+from trading.features import (
+    BAR_FEATURES,
+    WARM_UP_BARS,
+    FeatureSettings,
+    Floats,
+    account_features,
+    advance_all,
+    initial_state,
+    one_hot,
+)
 from trading.timeframes import BaseBars, CoarseBars, coarse_bars
 
 Ints = NDArray[np.int64]
@@ -142,7 +151,16 @@ def day_of(timestamp_ns: int) -> date:
 
 
 def require_fit(bars: Bars, schema: ObservationSchema) -> None:
-    """Raise DataError unless `bars` are of the schema's timeframe, and of one of its symbols if it names any."""
+    """Raise DataError unless `bars` are of the schema's timeframe, and of one of its symbols if it names any.
+
+    Raises ModelError if the schema's features are not those computed here.
+    """
+    if (schema.bar_features, schema.account_features) != (BAR_FEATURES, account_features(schema.symbols)):
+        raise ModelError(
+            f"a model with features {[*schema.bar_features, *schema.account_features]}, which are not those of "
+            f"trading.features; retrain it with the current ones",
+            code="schema_mismatch",
+        )
     if bars.interval_s != schema.interval_s:
         raise DataError(
             f"{bars.name}: bars of {bars.interval_s} s, the model looks at bars of {schema.interval_s} s; give it bars "

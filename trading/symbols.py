@@ -40,10 +40,15 @@ def concatenate(markets: Sequence[Market]) -> Market:
     )
 
 
+def require_distinct(symbols: Sequence[str]) -> None:
+    """Raise DataError unless there are symbols, each once."""
+    if not symbols or len(set(symbols)) < len(symbols):
+        raise DataError(f"symbols {list(symbols)}: give each symbol once, and at least one", code="duplicate_symbol")
+
+
 def _require_alike(markets: Sequence[Market]) -> None:
     names = [market.name for market in markets]
-    if not names or len(set(names)) < len(names):
-        raise DataError(f"symbols {names}: give each symbol once, and at least one", code="duplicate_symbol")
+    require_distinct(names)
     intervals = {market.name: market.bars.interval_s for market in markets}
     if len(set(intervals.values())) > 1:
         found = ", ".join(f"{name} {interval} s" for name, interval in intervals.items())

@@ -18,11 +18,11 @@ from numba import njit
 
 from core.settings import SyntheticMarket
 from trading.features import Floats
-from trading.market import Bars
+from trading.market import SECOND_NS, Bars
 
-FIRST_DAY_NS = 1_388_547_900 * 10**9  # 2014-01-01 09:15 in Kolkata, as UTC
-BAR_NS = 300 * 10**9
-DAY_NS = 86_400 * 10**9
+FIRST_DAY_NS = 1_388_547_900 * SECOND_NS  # 2014-01-01 09:15 in Kolkata, as UTC
+BAR_S = 300
+DAY_S = 86_400
 TICKS_IN_BAR = 6  # steps of the bridge that gives a bar its high and low
 
 
@@ -44,9 +44,14 @@ def seasonality(bars_per_session: int) -> Floats:
 
 
 def simulate(
-    settings: SyntheticMarket, *, sessions: int, seed: int | list[int], name: str = "SYNTHETIC"
+    settings: SyntheticMarket,
+    *,
+    sessions: int,
+    seed: int | list[int],
+    name: str = "SYNTHETIC",
+    interval_s: int = BAR_S,
 ) -> SyntheticPath:
-    """Simulate `sessions` sessions; the same seed gives the same bars on every machine."""
+    """Simulate `sessions` sessions; the same seed gives the same prices on every machine, whatever the interval."""
     rng = np.random.default_rng(seed)
     n = sessions * settings.bars_per_session
     noise = rng.standard_normal((n, 2))
@@ -65,8 +70,9 @@ def simulate(
     high, low = _extremes(open_, close, sigma * season, rng)
     day = np.repeat(np.arange(sessions, dtype=np.int64), settings.bars_per_session)
     bar = np.tile(np.arange(settings.bars_per_session, dtype=np.int64), sessions)
-    weekday = day + 2 * (day // 5)  # five sessions, then a weekend
-    timestamps = FIRST_DAY_NS + weekday * DAY_NS + bar * BAR_NS
+    days_long = -(-settings.bars_per_session * interval_s // DAY_S)  # one, but for bars of half an hour and more
+    calendar_day = days_long * day + 2 * (day // 5)  # five sessions, then a weekend
+    timestamps = FIRST_DAY_NS + (calendar_day * DAY_S + bar * interval_s) * SECOND_NS
     bars = Bars(name, timestamps, open_, high, low, close, day, signal)
     return SyntheticPath(bars, signal, z, variance[1:])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -53,3 +54,17 @@ def test_processes_gather_their_shares_of_the_same_global_batch() -> None:
         batch, parts = whole.batch(8), [share.batch(8) for share in shares]
         for name, rows in batch.items():
             assert torch.equal(torch.cat([part[name] for part in parts]), rows), name
+
+
+def test_blocks_of_coarser_timeframes_come_first_and_end_with_what_was_known() -> None:
+    slow = (np.arange(6)[:, None] + np.array([100.0, 100.5])).astype(np.float32)
+    slower = (np.arange(3)[:, None] + np.array([200.0, 200.5])).astype(np.float32)
+    closed = np.arange(BARS) // 2
+    plain, coarse = table(), replace(table(), coarse=((slower, closed // 2, 1), (slow, closed, 2)))
+    batch = MarketSampler(coarse, WINDOW + 3, seed=0).batch(300)
+    at = batch["complexity"]
+    torch.testing.assert_close(batch["bars"][:, 0, 0], 200 + at // 2 // 2 - 1)
+    torch.testing.assert_close(batch["bars"][:, 1:3, 0], 100 + (at // 2)[:, None] + torch.tensor([-2.0, -1.0]))
+    base = MarketSampler(plain, WINDOW, seed=0).batch(300)
+    assert torch.equal(batch["bars"][:, 3:], base["bars"])
+    assert all(torch.equal(batch[name], base[name]) for name in base if name != "bars")

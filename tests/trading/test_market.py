@@ -1,4 +1,4 @@
-"""Features see only the past, sessions stay apart, and the complexity is the seed's."""
+"""Features one by one or all at once, where decisions may be taken, and what a market says of itself."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from core.errors import DataError
 from core.settings import load_settings
-from trading.complexity import MarketComplexityDetector
 from trading.features import (
     BAR_FEATURES,
     CONTEXT_FEATURES,
@@ -15,8 +14,9 @@ from trading.features import (
     advance,
     advance_all,
     initial_state,
+    schema,
 )
-from trading.market import Bars, prepare
+from trading.market import Bars, market_of, prepare, require_fit, session_days
 from trading.synthetic import simulate
 
 SETTINGS = load_settings(preset="compact", environ={})
@@ -28,23 +28,6 @@ PATH = simulate(SETTINGS.synthetic_market, sessions=12, seed=3)
 def raw(bars: Bars) -> np.ndarray:
     signal = np.full(len(bars), np.nan) if bars.signal is None else bars.signal
     return np.stack([bars.open, bars.high, bars.low, bars.close, signal], axis=1)
-
-
-def test_features_of_a_truncated_history_equal_those_of_the_whole() -> None:
-    whole = prepare(PATH.bars, FEATURES, window=60)
-    for stop in (400, 613, 777):
-        part = prepare(PATH.bars.part(0, stop), FEATURES, window=60)
-        np.testing.assert_array_equal(part.bar_features, whole.bar_features[:stop])
-        np.testing.assert_array_equal(part.context, whole.context[:stop])
-        np.testing.assert_array_equal(part.complexity, whole.complexity[:stop])
-
-
-def test_a_poisoned_future_changes_no_feature_of_the_past() -> None:
-    clean = prepare(PATH.bars, FEATURES, window=60)
-    spoiled = PATH.bars.close.copy()
-    spoiled[500:] *= 7.0
-    bars = Bars(**{**PATH.bars.__dict__, "close": spoiled})
-    np.testing.assert_array_equal(prepare(bars, FEATURES, window=60).context[:500], clean.context[:500])
 
 
 @given(st.integers(1, 200))
@@ -59,16 +42,6 @@ def test_one_bar_at_a_time_gives_the_same_bits_as_all_at_once(bars: int) -> None
     np.testing.assert_array_equal(row, batch_bars[-1])
     np.testing.assert_array_equal(context, batch_context[-1])
     assert volatility == batch_volatility[-1]
-
-
-def test_an_overnight_gap_enters_no_return() -> None:
-    jumped = {name: getattr(PATH.bars, name).copy() for name in ("open", "high", "low", "close")}
-    for prices in jumped.values():
-        prices[75 * 5 :] *= 1.1  # ten percent up between the fifth and the sixth session
-    bars = Bars(**{**PATH.bars.__dict__, **jumped})
-    np.testing.assert_allclose(
-        prepare(bars, FEATURES, window=60).bar_features, prepare(PATH.bars, FEATURES, window=60).bar_features, atol=1e-6
-    )
 
 
 def test_history_starts_again_after_a_hole_of_more_than_a_week() -> None:
@@ -99,19 +72,6 @@ def test_a_market_without_a_signal_gets_one_from_its_own_momentum() -> None:
     assert 0.5 < signal.std() < 2.0
 
 
-def test_complexity_is_higher_when_markets_move_more() -> None:
-    detector = MarketComplexityDetector(COMPLEXITY)
-    rng = np.random.default_rng(0)
-    calm = np.exp(np.cumsum(rng.normal(0, 1e-4, 300)))
-    wild = np.concatenate([calm, calm[-1] * np.exp(np.cumsum(rng.normal(2e-3, 2e-3, 20)))])
-    assert 0.0 <= detector.compute_complexity(calm) < detector.compute_complexity(wild) <= 1.0
-
-
-@pytest.mark.parametrize("closes", [[], [1.0], [1.0, np.nan], [1.0, -2.0], [1.0, np.inf]])
-def test_complexity_that_cannot_be_measured_asks_for_more_reasoning(closes: list[float]) -> None:
-    assert MarketComplexityDetector(COMPLEXITY).compute_complexity(np.array(closes)) == 1.0
-
-
 def test_the_same_seed_gives_the_same_market_and_another_seed_another() -> None:
     again = simulate(SETTINGS.synthetic_market, sessions=12, seed=3)
     other = simulate(SETTINGS.synthetic_market, sessions=12, seed=4)
@@ -123,3 +83,40 @@ def test_simulated_bars_are_consistent_bars() -> None:
     assert (bars.low <= np.minimum(bars.open, bars.close)).all()
     assert (bars.high >= np.maximum(bars.open, bars.close)).all()
     assert (np.diff(bars.timestamps) > 0).all()
+
+
+def test_the_interval_of_bars_is_that_of_most_of_them() -> None:
+    holes = np.delete(np.arange(len(PATH.bars)), [10, 11, 100])
+    columns = {
+        name: getattr(PATH.bars, name)[holes] for name in ("timestamps", "open", "high", "low", "close", "session")
+    }
+    assert Bars("HOLES", **columns).interval_s == PATH.bars.interval_s == 300
+
+
+def test_bars_without_an_interval_are_refused() -> None:
+    daily = np.arange(0, len(PATH.bars), 75)
+    columns = {
+        name: getattr(PATH.bars, name)[daily] for name in ("timestamps", "open", "high", "low", "close", "session")
+    }
+    with pytest.raises(DataError, match="intraday bars") as caught:
+        _ = Bars("DAILY", **columns).interval_s
+    assert caught.value.code == "wrong_timeframe"
+
+
+def test_bars_of_another_timeframe_than_the_models_are_refused() -> None:
+    fits = schema(SETTINGS.observation, interval_s=300)
+    require_fit(PATH.bars, fits)
+    with pytest.raises(DataError, match="bars of 300 s, the model looks at bars of 60 s") as caught:
+        market_of(PATH.bars, FEATURES, fits.model_copy(update={"interval_s": 60}))
+    assert caught.value.code == "wrong_timeframe"
+
+
+def test_days_cut_a_market_as_session_numbers_do() -> None:
+    market = prepare(PATH.bars, FEATURES, window=60)
+    days = session_days(market)
+    cut = market.between(days[2], days[4])
+    np.testing.assert_array_equal(cut.sessions, market.sessions[2:5])
+    np.testing.assert_array_equal(
+        cut.decision_bars, market.restricted_to(*cut.sessions[[0, -1]].tolist()).decision_bars
+    )
+    assert len(market.between(days[-1], days[0]).decision_bars) == 0
