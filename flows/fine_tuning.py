@@ -18,10 +18,12 @@ from rich.console import Console
 
 from core.errors import ConfigError, ModelError
 from core.settings import Settings
+from flows.fit import parameters, tags
 from flows.hrm_training import MODEL, with_label_temperature
 from flows.measure import headline, selection_loss, validated
 from flows.progress import bars, report
 from flows.revision import git_commit
+from flows.tracking import LOOK, Description, judged, tracked
 from flows.train import require_name
 from flows.variants import publish_variant, storage_within_limit
 from trading.bootstrap import mean_interval
@@ -56,6 +58,7 @@ def fine_tune_and_publish(
         stage_a = _on_test(agent, dataset)
         started = time.monotonic()
         curve = fine_tune(agent, dataset, settings, seed=seed)
+        _record_looks(curve, settings, _description(settings, dataset, seed, version))
         train_s = time.monotonic() - started
         report(PHASE, 0.95, "measuring stage B on held-out sessions")
         stage_b = _on_test(agent, dataset)
@@ -90,6 +93,18 @@ def fine_tune(agent: HRMAgent, data: Dataset, settings: Settings, *, seed: int =
         curve.append(point | parts)
     agent.model.load_state_dict(best)
     return curve
+
+
+def _description(settings: Settings, data: Dataset, seed: int, version: str) -> Description:
+    folder = settings.paths.state_dir.resolve() / "trainings" / MODEL / version
+    return Description(version, folder, parameters(settings), tags(settings, data, seed))
+
+
+def _record_looks(curve: Curve, settings: Settings, description: Description) -> None:
+    """What was judged on validation sessions, but for stage A, whose own training has recorded it."""
+    with tracked(settings.paths.state_dir, description) as record:
+        for point in curve[1:]:
+            record(int(point["steps"]), {LOOK: point[LOOK]})
 
 
 def compared(stage_a: Evaluation, stage_b: Evaluation) -> dict[str, Any]:
@@ -161,6 +176,7 @@ def _point(found: Evaluation, stage_a: Evaluation, *, steps: int) -> dict[str, f
         "advantage_ci95_low": mean_interval(advantage(found, stage_a)).ci95_low,
         "return_bps_per_day": float(found.return_bps.mean()),
         "mean_segments": found.mean_segments,
+        **judged(found),
     }
 
 

@@ -23,7 +23,7 @@ from flows.pace import Spacing, Stopwatch, clock
 from flows.progress import report
 from flows.revision import git_commit
 from flows.run_state import Run
-from flows.tracking import Description, Record, tracked
+from flows.tracking import DATASET_TAG, Description, Record, judged, tracked
 from trading.dataset import Dataset, training_table
 
 if TYPE_CHECKING:  # torch takes seconds to import; only training needs it
@@ -135,7 +135,7 @@ class Training:
         if not curve or point["loss_bps"] < min(earlier["loss_bps"] for earlier in curve):
             self.best = copy.deepcopy(self.agent.model.state_dict())
         curve.append(point)
-        self.record(self.trainer.step, {f"validation/{name}": value for name, value in point.items()})
+        self.record(self.trainer.step, {f"validation/{name}": value for name, value in point.items()} | judged(found))
 
     def tell(self) -> None:
         """Whoever watches, and the tracking store."""
@@ -168,10 +168,14 @@ class Training:
 
 def describe(run: Run, data: Dataset) -> Description:
     """The run for the tracking store: its settings as parameters, what identifies it as tags."""
-    settings = run.settings
-    tags = {"preset": settings.preset, "seed": str(run.inputs.seed), "dataset_digest": data.digest}
+    return Description(run.id, run.folder, parameters(run.settings), tags(run.settings, data, run.inputs.seed))
+
+
+def tags(settings: Settings, data: Dataset, seed: int) -> dict[str, str]:
+    """What every training tells the tracking store about itself."""
+    known = {"preset": settings.preset, "seed": str(seed), DATASET_TAG: data.digest}
     commit = git_commit()
-    return Description(run.id, run.folder, parameters(settings), tags if commit is None else tags | {"git": commit})
+    return known if commit is None else known | {"git": commit}
 
 
 def parameters(settings: Settings) -> dict[str, str]:

@@ -4,6 +4,8 @@ Metrics are sent in batches from a thread of their own, so a slow, locked or abs
 is warned about once, what was not sent is tried again with the next batch, and given up at the end. A run that is
 continued after a kill goes on under the same MLflow run.
 
+The store also answers how often validation sessions were looked at: `trials`, which a Sharpe ratio is deflated by.
+
 To look at it: `mlflow ui --backend-store-uri sqlite:///.hrm/mlflow.db`, in an environment with the whole of mlflow.
 """
 
@@ -20,11 +22,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import structlog
 
+from trading.bootstrap import sharpe
+from trading.evaluation import Evaluation
+from trading.significance import Trials
+
 if TYPE_CHECKING:  # mlflow takes seconds to import; only the thread needs it
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 EXPERIMENT = "hrm"
 RUN_TAG = "hrm.run"  # the run's folder: what finds it again after a kill
+DATASET_TAG = "dataset_digest"
+LOOK = "validation/sharpe"  # per session, at each step at which weights were judged on validation sessions
+UNMEASURED_LOOK = "validation/loss_bps"  # the same before its Sharpe ratio was kept
 BATCH_S = 5.0
 PATIENCE_S = 20.0  # at the end, for a store that is being made or is busy
 METRICS_IN_A_BATCH = 1000  # the most that MLflow takes at once
@@ -56,7 +66,7 @@ class Description(NamedTuple):
 def tracked(state_dir: Path, run: Description) -> Iterator[Record]:
     """A function that records metrics by step while the block runs; then the run is finished, or failed."""
     points: queue.SimpleQueue[list[Point] | str] = queue.SimpleQueue()
-    store = _Store(os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{state_dir / 'mlflow.db'}", run)
+    store = _Store(_uri(state_dir), run)
     thread = threading.Thread(target=_send, args=(points, store), name="tracking", daemon=True)
     thread.start()
     status = "FAILED"
@@ -68,6 +78,63 @@ def tracked(state_dir: Path, run: Description) -> Iterator[Record]:
         thread.join(PATIENCE_S)
         if thread.is_alive():
             store.warn("it did not answer in time")
+
+
+def judged(found: Evaluation) -> dict[str, float]:
+    """What to record of weights that were judged on validation sessions."""
+    return {LOOK: sharpe(found.return_bps)}
+
+
+def trials(state_dir: Path, dataset_digest: str) -> Trials:
+    """Every set of weights on record that was judged on the validation sessions of a dataset, by whatever training.
+
+    Where the store cannot be asked, or knows of no look, the number is a lower bound, and a warning says so.
+    """
+    uri = _uri(state_dir)
+    try:
+        found = _looks(uri, dataset_digest)
+    except Exception as error:  # whatever a store raises: the comparison goes on with a number known to be too low
+        return _at_least_one(uri, f"{type(error).__name__}: {error}".splitlines()[0])
+    return found if found.sharpes or found.unrecorded else _at_least_one(uri, "no look at this data is on record")
+
+
+def _at_least_one(uri: str, why: str) -> Trials:
+    log.warning("trials_unknown", uri=uri, why=why, effect="the number of trials is a lower bound")
+    return Trials(complete=False)
+
+
+def _looks(uri: str, dataset_digest: str) -> Trials:
+    path = uri.removeprefix("sqlite:///")
+    if path != uri and not Path(path).exists():
+        raise FileNotFoundError(f"{path} does not exist")  # asking would create it
+    client = _client(uri)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    sharpes: list[float] = []
+    unrecorded = 0
+    for run in _runs(client, experiment, dataset_digest) if experiment is not None else ():
+        known = _by_step(client, run, LOOK)
+        sharpes += known.values()
+        unrecorded += len(_by_step(client, run, UNMEASURED_LOOK).keys() - known.keys())
+    return Trials(tuple(sharpes), unrecorded)
+
+
+def _runs(client: MlflowClient, experiment: Any, dataset_digest: str) -> Iterator[Run]:
+    query, token = f"tags.`{DATASET_TAG}` = '{dataset_digest}'", None
+    while True:
+        page = client.search_runs([experiment.experiment_id], filter_string=query, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _by_step(client: MlflowClient, run: Run, metric: str) -> dict[int, float]:
+    """A step that was done again after a kill is one look: the weights are the same."""
+    return {point.step: point.value for point in client.get_metric_history(run.info.run_id, metric)}
+
+
+def _uri(state_dir: Path) -> str:
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{state_dir / 'mlflow.db'}"
 
 
 class _Store:
@@ -129,17 +196,21 @@ def _points(step: int, metrics: Mapping[str, float]) -> list[Point]:
 
 def _open(uri: str, run: Description) -> tuple[MlflowClient, str]:
     """The store and the id of the run in it, which is a new one unless it was begun before."""
-    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-    os.environ.setdefault("MLFLOW_CONFIGURE_LOGGING", "false")  # it would write over the progress bar
-    from mlflow import MlflowClient
-
-    client = MlflowClient(uri)
+    client = _client(uri)
     experiment = _experiment(client)
     begun = client.search_runs([experiment], filter_string=f"tags.`{RUN_TAG}` = '{run.folder}'", max_results=1)
     if begun:
         client.update_run(begun[0].info.run_id, status="RUNNING")
         return client, begun[0].info.run_id
     return client, _create(client, experiment, run)
+
+
+def _client(uri: str) -> MlflowClient:
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    os.environ.setdefault("MLFLOW_CONFIGURE_LOGGING", "false")  # it would write over the progress bar
+    from mlflow import MlflowClient
+
+    return MlflowClient(uri)
 
 
 def _experiment(client: MlflowClient) -> str:

@@ -10,13 +10,18 @@ import time
 from pathlib import Path
 
 import pytest
+import recorded_training
 from mlflow import MlflowClient
 from structlog.testing import capture_logs
 
 from core.settings import load_settings
 from flows import tracking
-from flows.fit import parameters
-from flows.tracking import EXPERIMENT, Description, tracked
+from flows.fit import fit, parameters
+from flows.phases import dataset_of
+from flows.run_state import inputs_of, open_run
+from flows.tracking import EXPERIMENT, LOOK, Description, tracked, trials
+from trading.files import to_frame, write_bars
+from trading.synthetic import simulate
 
 
 def description(folder: Path) -> Description:
@@ -139,3 +144,63 @@ def test_parameters_are_the_settings_by_dotted_name_and_fit_into_one_batch():
     assert found["training.learning_rate"] == "0.001"
     assert found["hrm.hierarchical.N_cycles"] == "2"
     assert len(found) <= 100
+
+
+def train_on(state_dir: Path, name: str, dataset_digest: str, points: dict[int, dict[str, float]]) -> None:
+    """A finished training in the store, with what it recorded at each step."""
+    run = Description(name, state_dir / "runs" / name, {}, {"dataset_digest": dataset_digest})
+    with tracked(state_dir, run) as record:
+        for step, metrics in points.items():
+            record(step, metrics)
+
+
+def test_the_trials_of_a_dataset_are_all_looks_of_all_trainings_at_it(tmp_path):
+    train_on(tmp_path, "a", "one", {10: {LOOK: 0.1, "validation/loss_bps": 3.0}, 20: {LOOK: -0.2}})
+    train_on(tmp_path, "b", "one", {10: {LOOK: 0.3}})
+    train_on(tmp_path, "c", "two", {10: {LOOK: 9.0}})
+    train_on(tmp_path, "old", "one", {5: {"validation/loss_bps": 2.0}, 9: {"validation/loss_bps": 1.0}})
+    with capture_logs() as logs:
+        found = trials(tmp_path, "one")
+    assert sorted(found.sharpes) == [-0.2, 0.1, 0.3]
+    assert (found.unrecorded, found.count, found.complete) == (2, 5, True)
+    assert logs == []
+
+
+def test_a_look_that_was_repeated_after_a_kill_is_one_and_that_of_a_failed_training_counts(tmp_path):
+    train_on(tmp_path, "a", "one", {10: {LOOK: 0.1}})
+    with pytest.raises(ValueError, match="a bug"):
+        run = Description("a", tmp_path / "runs" / "a", {}, {"dataset_digest": "one"})
+        with tracked(tmp_path, run) as record:
+            record(10, {LOOK: 0.1})
+            record(20, {LOOK: 0.2})
+            raise ValueError("a bug")
+    assert sorted(trials(tmp_path, "one").sharpes) == [0.1, 0.2]
+
+
+def test_without_a_store_or_a_look_on_record_there_is_at_least_one_trial_and_a_warning(tmp_path, state_dir):
+    for folder in (tmp_path, state_dir):
+        with capture_logs() as logs:
+            found = trials(folder, "one")
+        assert (found.count, found.complete) == (1, False)
+        assert [line["event"] for line in logs] == ["trials_unknown"]
+        assert "lower bound" in logs[0]["effect"]
+    assert not (tmp_path / "mlflow.db").exists()  # asking leaves nothing behind
+
+
+def test_a_store_that_is_damaged_is_a_store_that_cannot_be_asked(tmp_path):
+    (tmp_path / "mlflow.db").write_bytes(b"this is no database" * 100)
+    with capture_logs() as logs:
+        assert not trials(tmp_path, "one").complete
+    assert [line["event"] for line in logs] == ["trials_unknown"]
+    assert (tmp_path / "mlflow.db").read_bytes().startswith(b"this is no database")
+
+
+def test_every_validation_of_a_training_is_a_look_with_its_sharpe_ratio(tmp_path):
+    settings, file = recorded_training.small_settings(tmp_path), tmp_path / "bars.parquet"
+    write_bars(to_frame(simulate(settings.synthetic_market, sessions=90, seed=0).bars), file)
+    run = open_run(inputs_of(settings, file, 0))
+    data = dataset_of(run)
+    curve = fit(recorded_training.agent_of(run), data, run)
+    found = trials(tmp_path, data.digest)
+    assert found.count == len(found.sharpes) == len(curve) == 3
+    assert found.unrecorded == 0
