@@ -69,6 +69,12 @@ def test_stamps_that_wander_are_the_same_live_and_in_a_batch() -> None:
     assert_live_equals_batch(Bars(**{**bars.__dict__, "timestamps": bars.timestamps + jitter}), {"m15": 8, "day": 4})
 
 
+def test_a_hole_inside_a_session_is_the_same_live_and_in_a_batch() -> None:
+    timestamps = REGULAR.timestamps.copy()
+    timestamps[40 * 5 + 16 :] += 8 * 86_400 * 10**9
+    assert_live_equals_batch(Bars(**{**REGULAR.__dict__, "timestamps": timestamps}), {"m15": 8, "day": 4})
+
+
 def test_a_quarter_is_three_bars_and_seen_with_the_third() -> None:
     quarters = MARKET.coarse[1]
     groups = [range(40 * s + 3 * q, min(40 * s + 3 * q + 3, 40 * s + 40)) for s in range(12) for q in range(14)]
