@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from baselines import ppo
+from baselines import agent as incumbent
 from benchmarks.training_clock import fit, guessed_steps
 from core.settings import Settings
 from flows.progress import report
@@ -25,7 +25,7 @@ from hrm.losses import Imitation
 from hrm.model import HierarchicalReasoningModel
 from hrm.trainer import DeepSupervisionTrainer
 from trading.dataset import Dataset, training_env, training_table
-from trading.evaluation import evaluate
+from trading.evaluation import Evaluation, evaluate
 from trading.observations import Policy
 
 VALIDATION_SESSIONS = 100  # enough to rank weights, few enough to leave the time to training
@@ -45,7 +45,9 @@ class Contender:
 
     policy: Policy
     model: HierarchicalReasoningModel | None
-    facts: dict[str, Any]  # train_s, and of a model its steps, rows, parameters and validation looks
+    facts: dict[
+        str, Any
+    ]  # train_s, and of a model its steps, rows, parameters and validation looks; of the PPO its curve
 
 
 def for_device(settings: Settings) -> Settings:
@@ -94,18 +96,21 @@ def _train_model(name: str, data: Dataset, settings: Settings, *, budget_s: floa
 def _train_ppo(data: Dataset, settings: Settings, *, budget_s: float, seed: int) -> Contender:
     torch.set_num_threads(PPO_THREADS if training_device().type == "cuda" else 1)
     started = time.monotonic()
-    samples, looks = 0, []
+    samples, looks, curve = 0, [], []
 
-    def validate(candidate: ppo.PpoAgent) -> float:
-        looks.append(_validation_loss(candidate.decide_batch, data))
-        return looks[-1]
+    def validate(candidate: incumbent.PpoAgent, look: incumbent.Look) -> float:
+        found = _validated(candidate.decide_batch, data)
+        curve.append({"samples": look.samples, "loss_bps": found.loss_bps, "score": found.score})
+        if look.candidate:
+            looks.append(found.loss_bps)
+        return found.loss_bps
 
     def watch(done: int, total: int, reward_bps: float) -> None:
         nonlocal samples
         samples = done
         report(f"ppo, seed {seed}", done / total, f"{reward_bps:+.2f} bps a step")
 
-    agent = ppo.train(
+    agent = incumbent.train(
         training_env(data, settings, seed),
         data.schema,
         settings,
@@ -114,10 +119,14 @@ def _train_ppo(data: Dataset, settings: Settings, *, budget_s: float, seed: int)
         validate=validate,
         budget_s=budget_s,
     )
-    facts = {"train_s": time.monotonic() - started, "rows": samples, "looks": looks}
+    facts = {"train_s": time.monotonic() - started, "rows": samples, "looks": looks, "curve": curve}
     return Contender(agent.decide_batch, None, facts)
 
 
 def _validation_loss(policy: Policy, data: Dataset) -> float:
+    return _validated(policy, data).loss_bps
+
+
+def _validated(policy: Policy, data: Dataset) -> Evaluation:
     sessions = data.validation.sessions[:VALIDATION_SESSIONS]
-    return evaluate(policy, data.validation, data.schema, data.cost_bps, sessions).loss_bps
+    return evaluate(policy, data.validation, data.schema, data.cost_bps, sessions)

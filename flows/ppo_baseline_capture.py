@@ -8,13 +8,15 @@ from typing import Any
 import structlog
 from prefect import flow, task
 
+from flows.fit import describe
 from flows.incumbent import acting_ppo, live_state
 from flows.measure import arm_numbers, evaluate_on_test, footprint, selection_loss, validated
 from flows.phases import complete, dataset_of, free_version, summary
 from flows.progress import report
 from flows.revision import git_commit
 from flows.run_state import Run, load_run
-from trading.dataset import training_env
+from flows.tracking import Description, tracked
+from trading.dataset import Dataset, training_env
 
 log = structlog.get_logger()
 
@@ -29,38 +31,49 @@ def ppo_baseline_capture(run_dir: str) -> dict[str, Any]:
 
 
 def capture(run: Run) -> dict[str, Any]:
-    """`model`, `curve` of its training (empty if it decides already), `latency_ms`, `test`, the gate's `metrics`."""
+    """`model`, `curve` and `validation` of its training, `latency_ms`, `test`, the gate's `metrics`.
+
+    Both curves are empty if it decides already.
+    """
     acting = acting_ppo(run, live_state(run.settings))
     if acting:
         log.warning("incumbent_kept", model=acting, why="it decides already and was trained on this very data")
-    trained: dict[str, Any] = {"model": acting, "curve": []} if acting else train_incumbent(str(run.folder))
+    trained: dict[str, Any] = (
+        {"model": acting, "curve": [], "validation": []} if acting else train_incumbent(str(run.folder))
+    )
     report(PHASE, 0.9, f"measuring {acting}, which decides already" if acting else "measuring")
     return trained | measure_incumbent(str(run.folder), trained["model"])
 
 
 @task(name="train_ppo")
 def train_incumbent(run_dir: str) -> dict[str, Any]:
-    """Train and publish a PPO; its id and the mean reward per step (bps) as it learned."""
+    """Train and publish a PPO; its id, and by samples the mean reward per step (bps) and what validation found."""
     import torch
 
+    from baselines.agent import Look, PpoAgent, train
     from baselines.export import export
-    from baselines.ppo import PpoAgent, train
 
     run = load_run(Path(run_dir))
     data, seed = dataset_of(run), run.inputs.seed
     curve: list[tuple[int, float]] = []
+    validation: list[dict[str, float]] = []
 
     def progress(done: int, total: int, reward_bps: float) -> None:
         curve.append((done, reward_bps))
+        record(done, {"train/reward_bps": reward_bps})
         report(PHASE, 0.9 * done / total, f"{done:,} of {total:,} steps")
+
+    def validate(agent: PpoAgent, look: Look) -> float:
+        found = validated(agent.decide_batch, data)
+        point = {"loss_bps": selection_loss(found)} | ({} if found.score is None else {"score": found.score})
+        validation.append({"samples": look.samples, **point})
+        record(look.samples, {f"validation/{name}": value for name, value in point.items()})
+        return point["loss_bps"]
 
     torch.set_num_threads(1)  # small matrices: a second thread waits more than it computes
     env = training_env(data, run.settings, seed)
-
-    def validate(agent: PpoAgent) -> float:
-        return selection_loss(validated(agent.decide_batch, data))
-
-    agent = train(env, data.schema, run.settings, seed=seed, progress=progress, validate=validate)
+    with tracked(run.settings.paths.state_dir, _described(run, data)) as record:
+        agent = train(env, data.schema, run.settings, seed=seed, progress=progress, validate=validate)
     manifest = export(
         agent,
         store=run.models,
@@ -70,7 +83,13 @@ def train_incumbent(run_dir: str) -> dict[str, Any]:
         dataset_digest=data.digest,
         git_commit=git_commit(),
     )
-    return {"model": f"{manifest.name}/{manifest.version}", "curve": curve}
+    return {"model": f"{manifest.name}/{manifest.version}", "curve": curve, "validation": validation}
+
+
+def _described(run: Run, data: Dataset) -> Description:
+    """For the tracking store, where a migration's PPO and its HRM are two runs."""
+    params = {f"ppo.{name}": str(value) for name, value in run.settings.training_params.ppo.model_dump().items()}
+    return describe(run, data)._replace(name=f"{run.id}-{MODEL}", folder=run.folder / PHASE, params=params)
 
 
 @task(name="measure_ppo")
