@@ -132,6 +132,12 @@ def test_a_level_after_a_long_break_is_no_shift(clean: pd.DataFrame) -> None:
     assert report.long_breaks == ("2025-01-02",)
 
 
+def test_a_few_sessions_between_long_breaks_have_a_level_of_their_own(clean: pd.DataFrame) -> None:
+    few = exchange_bars(3, start=date(2024, 1, 1), level=30000.0)
+    later = exchange_bars(30, start=date(2025, 1, 1), level=18000.0)
+    assert codes(report_on(pd.concat([clean, few, later]))) == set()
+
+
 def test_bars_that_do_not_cover_open_and_close_are_inconsistent(clean: pd.DataFrame) -> None:
     narrow = clean.assign(high=clean["close"].where(clean.index % 10 == 0, clean["high"]))
     report = report_on(narrow)

@@ -140,6 +140,17 @@ def test_a_session_stamped_at_the_start_is_not_shifted_with_those_stamped_at_the
     pd.testing.assert_frame_equal(bars, CLEAN[others].reset_index(drop=True))
 
 
+def test_what_a_dropped_session_brings_to_light_is_repaired_too() -> None:
+    """60 bars are usual until two such sessions go; then 75 are, and the other four are short."""
+    lengths = np.repeat([60, 75, 74, 73], [6, 5, 4, 4])
+    number, bar = np.divmod(np.arange(19 * SESSION), SESSION)
+    bars = CLEAN[: 19 * SESSION][bar < lengths[number]].reset_index(drop=True)
+    spoilt = bars.assign(low=bars["low"].where(~rows_of(bars, 1) & ~rows_of(bars, 3), 1.0))
+    clean, repairs = repaired(spoilt, "feed")
+    assert [repair.count for repair in repairs] == [2, 4]
+    assert clean["timestamp"].dt.normalize().nunique() == 13
+
+
 FAULTS = st.lists(
     st.tuples(st.sampled_from(sorted({**CERTAIN, **UNCERTAIN})), st.integers(1, 60 * SESSION - 2)), max_size=3
 )
