@@ -26,6 +26,7 @@ from hrm.model import HierarchicalReasoningModel
 from hrm.trainer import DeepSupervisionTrainer
 from trading.dataset import Dataset, training_env, training_table
 from trading.evaluation import Evaluation, evaluate
+from trading.features import Floats
 from trading.observations import Policy
 
 VALIDATION_SESSIONS = 100  # enough to rank weights, few enough to leave the time to training
@@ -45,9 +46,9 @@ class Contender:
 
     policy: Policy
     model: HierarchicalReasoningModel | None
-    facts: dict[
-        str, Any
-    ]  # train_s, and of a model its steps, rows, parameters and validation looks; of the PPO its curve
+    # train_s, and of a model its steps, rows, parameters and validation looks; of the PPO its curve
+    facts: dict[str, Any]
+    judged: list[Floats]  # returns of the validation sessions in bps, [S] for each set of weights to choose from
 
 
 def for_device(settings: Settings) -> Settings:
@@ -83,26 +84,35 @@ def _train_model(name: str, data: Dataset, settings: Settings, *, budget_s: floa
     table = MarketTable(**training_table(data, settings))
     sampler = MarketSampler(table, data.schema.window, seed=seed, device=device)
     policy = partial(decide, trainer.ema)
+    judged: list[Floats] = []
+
+    def validate() -> float:
+        found = _validated(policy, data)
+        judged.append(found.return_bps)
+        return found.loss_bps
+
     done = fit(
         trainer,
         sampler.batches(settings.performance.batch_size),
-        lambda: _validation_loss(policy, data),
+        validate,
         budget_s=budget_s,
         report=lambda ratio, note: report(f"{name}, seed {seed}", ratio, note),
     )
-    return Contender(policy, trainer.ema, done.facts(trainer, settings))
+    return Contender(policy, trainer.ema, done.facts(trainer, settings), judged)
 
 
 def _train_ppo(data: Dataset, settings: Settings, *, budget_s: float, seed: int) -> Contender:
     torch.set_num_threads(PPO_THREADS if training_device().type == "cuda" else 1)
     started = time.monotonic()
     samples, looks, curve = 0, [], []
+    judged: list[Floats] = []
 
     def validate(candidate: incumbent.PpoAgent, look: incumbent.Look) -> float:
         found = _validated(candidate.decide_batch, data)
         curve.append({"samples": look.samples, "loss_bps": found.loss_bps, "score": found.score})
         if look.candidate:
             looks.append(found.loss_bps)
+            judged.append(found.return_bps)
         return found.loss_bps
 
     def watch(done: int, total: int, reward_bps: float) -> None:
@@ -120,11 +130,7 @@ def _train_ppo(data: Dataset, settings: Settings, *, budget_s: float, seed: int)
         budget_s=budget_s,
     )
     facts = {"train_s": time.monotonic() - started, "rows": samples, "looks": looks, "curve": curve}
-    return Contender(agent.decide_batch, None, facts)
-
-
-def _validation_loss(policy: Policy, data: Dataset) -> float:
-    return _validated(policy, data).loss_bps
+    return Contender(agent.decide_batch, None, facts, judged)
 
 
 def _validated(policy: Policy, data: Dataset) -> Evaluation:

@@ -9,12 +9,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmarks import instrument, learning, random_walk, walk_forward
 from benchmarks.contenders import train
 from core.errors import ConfigError, DataError
 from core.settings import Settings
+from flows.tracking import trials
+from trading import dataset
 from trading.dataset import Dataset
 from trading.files import to_frame, write_bars
 from trading.synthetic import simulate
@@ -82,6 +85,36 @@ def test_a_file_is_walked_forward_and_its_test_sessions_are_pooled(small: Settin
     assert found["hrm"]["trials"] >= walk_forward.FOLDS
     difference = found["hrm"]["return_pct"] - found["ppo"]["return_pct"]
     assert found["hrm_minus_ppo"]["return_pct"] == pytest.approx(difference)
+    compared = found["hrm_for_ppo"]
+    assert compared["difference_bps"]["value"] * compared["sessions"] == pytest.approx(100 * difference)
+    assert compared["verdict"] in ("promote", "keep", "undecided")
+    assert found["hold"]["break_even_cost_multiple"] is None
+    sweep = found["buy_and_hold"]["return_bps_by_cost_multiple"]
+    assert sweep["0"] > sweep["1"] > sweep["4"]
+    for name in ("hrm", "ppo", "hold"):
+        assert 0.0 <= found[name]["deflated_sharpe"] <= 1.0
+    assert 0.0 <= found["best_of_all_p_value"] <= 1.0
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def test_the_looks_of_a_walk_are_on_record_for_whoever_asks_later(small: Settings, tmp_path: Path) -> None:
+    write_bars(to_frame(simulate(small.synthetic_market, sessions=110, seed=6).bars), tmp_path / "bars.parquet")
+    first = walk_forward.run(small, ("ppo",), budget_s=0.3, data=tmp_path / "bars.parquet")
+    assert not first["trials_complete"]  # nothing was known of earlier ones
+    assert first["trials_on_record"] == first["ppo"]["trials"] > 0
+    digest = dataset.walk_forward(small, tmp_path / "bars.parquet", 1)[0].digest
+    assert trials(small.paths.state_dir, digest).count == first["trials_on_record"]
+
+
+def test_a_choice_is_overfitted_by_the_mean_of_the_folds_that_had_one() -> None:
+    rng = np.random.default_rng(0)
+    noise = [rng.standard_normal(64) for _ in range(8)]
+    skilled = [*noise, rng.standard_normal(64) + 1.0]
+    both = walk_forward.overfitted([noise, skilled])
+    assert both == pytest.approx((walk_forward.overfitted([noise]) + walk_forward.overfitted([skilled])) / 2)
+    assert walk_forward.overfitted([skilled]) < 0.05
+    assert walk_forward.overfitted([[noise[0]], [one[:31] for one in noise]]) is None
+    assert walk_forward.overfitted([]) is None
 
 
 def test_a_file_too_short_to_walk_is_refused(small: Settings, tmp_path: Path) -> None:
