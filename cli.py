@@ -23,7 +23,7 @@ from core.errors import ConfigError, HrmSystemError
 from core.log import configure_logging
 from core.manifest import Storage
 from core.settings import Settings, load_settings
-from flows import data_commands
+from flows import backtest_commands, baseline_commands, data_commands
 from flows.options import AsJson, Data, Preset, Seed, existing
 from flows.terminal import answer, disk_problem, fail
 
@@ -34,11 +34,12 @@ rollout_app = typer.Typer(no_args_is_help=True, help="Ask and steer the rollout 
 app.add_typer(rollout_app, name="rollout")
 app.add_typer(data_commands.app, name="data")
 app.add_typer(bench.app, name="bench")
+app.add_typer(baseline_commands.app, name="baseline")
+app.command()(backtest_commands.backtest)
 
 INTERRUPTED = 130  # as shells report a process that Ctrl-C ended
 SERVICE_WAIT_S = 10.0  # a service that was started a moment ago is given time to warm its models
 
-Model = Annotated[str, typer.Option(help="name/version in the model store, such as hrm/20260101-1.")]
 Reason = Annotated[str, typer.Option(help="Written into the rollout's log.")]
 
 
@@ -132,33 +133,6 @@ def export(
         portable=portable,
     )
     answer({"model": f"hrm/{version}", "format": manifest.storage, **manifest.metrics}, as_json)
-
-
-@app.command()
-def backtest(model: Model, data: Data = None, seed: Seed = 0, as_json: AsJson = False) -> None:
-    """Backtest a published model with all costs, on held-out sessions or on your file."""
-    from serving.engine import load_engine
-    from trading.backtest import run
-    from trading.costs import flat_costs, nse_index_future_costs
-    from trading.dataset import build_dataset, market_of_file
-
-    settings = _settings(None)
-    engine = load_engine(settings, model)
-    path = existing(data)
-    if path is None:
-        market, cost = build_dataset(settings, None, seed).test, flat_costs(settings.trading.cost_bps)
-    else:
-        market, cost = market_of_file(settings, path), nse_index_future_costs(settings.trading.slippage_bps)
-    rule = engine.manifest.halting
-    result = run(
-        engine.decide,
-        market,
-        engine.manifest.observation,
-        cost=cost,
-        initial_capital=settings.trading.initial_capital,
-        max_segments=rule.max_segments if rule else 1,
-    )
-    answer({"model": model, **result.summary()}, as_json)
 
 
 @app.command()

@@ -1,17 +1,27 @@
 """A published model over bars of a symbol: what `POST /api/backtest/run` and `hrm backtest` do.
 
 Bars of a symbol are `<state_dir>/data/<symbol>.parquet` or `.csv`; SYNTHETIC is the simulated market and needs no
-file. Dates choose the sessions traded; earlier bars stay visible as history.
+file. Dates choose the sessions traded; earlier bars stay visible as history. Real bars pay the dated charges of their
+instrument, and where it is known every order is in whole lots.
 """
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from core.errors import DataError, ModelError
-from core.settings import Settings
+from core.halting import HaltingRule
+from core.manifest import ModelManifest
+from core.observation import ObservationSchema
+from core.settings import Observation, Settings
 from serving.engine import load_engine
 from serving.store import list_versions
 from trading import backtest
@@ -19,13 +29,52 @@ from trading.backtest import BacktestResult
 from trading.costs import CostModel, flat_costs, nse_index_future_costs
 from trading.features import FeatureSettings, schema
 from trading.files import load_market_bars
-from trading.market import Bars, Market, prepare, session_days
+from trading.instruments import Instrument, instrument
+from trading.journal import Watch
+from trading.market import Bars, Market, market_of, session_days
 from trading.stream import usual_session_length
 from trading.synthetic import simulate
 
 SYNTHETIC = "SYNTHETIC"
 SYNTHETIC_SESSIONS = 252  # a trading year
 SYNTHETIC_SEED = 2_000_003  # bars no model was trained on
+
+Dates = tuple[date | None, date | None]
+
+
+@dataclass(frozen=True)
+class Tested:
+    """A finished backtest and what it was of."""
+
+    model: str  # name/version
+    manifest: ModelManifest
+    instrument: Instrument | None  # None: simulated, or bars of something not in the tables
+    result: BacktestResult
+
+    def answer(self) -> dict[str, Any]:
+        """The seed's answer: total_return, hrm_metrics and what is needed to judge them."""
+        from trading.performance import summary  # needs the extra `research`
+
+        name = self.instrument and self.instrument.name
+        return {"model": self.model, "instrument": name, "lots": self.lots} | summary(self.result, self.rule)
+
+    @property
+    def rule(self) -> HaltingRule | None:
+        """None: a model of one pass."""
+        return self.manifest.halting
+
+    @property
+    def lots(self) -> str | None:
+        """How quantities were rounded, for people."""
+        if self.instrument is None:
+            return None
+        name, days = self.instrument.name, self.result.days
+        known = sorted({self.instrument.lot_units(day) for day in days if _has_lots(self.instrument, day)})
+        if not known:
+            return f"the lots of {name} are not known for these days: single units are traded"
+        first = next(day for day in days if _has_lots(self.instrument, day))
+        until = "" if first == days[0] else f", single units before {first}"
+        return f"orders are whole lots of {name} ({' or '.join(map(str, known))} units), one at least{until}"
 
 
 def bars_of(symbol: str, settings: Settings) -> Bars:
@@ -57,52 +106,93 @@ def run_backtest(
     bars: Bars,
     *,
     initial_capital: float | None = None,
-    dates: tuple[date | None, date | None] = (None, None),
-) -> BacktestResult:
+    dates: Dates = (None, None),
+    symbol: str | None = None,
+    watch: Watch = lambda _: None,
+) -> Tested:
     """Backtest `model_id` (name/version) over the sessions of `bars` within `dates`, both inclusive.
 
-    SYNTHETIC pays `trading.cost_bps`, real bars the dated charges of an index future and `trading.slippage_bps`.
+    SYNTHETIC pays `trading.cost_bps`, real bars the dated charges of their instrument and `trading.slippage_bps`: of
+    `symbol`, or of what the bars' name says, or else of the NIFTY future without its lots.
 
-    Raises ModelError for a model that does not load or expects other features, DataError for too few bars.
+    Raises ModelError for a model that does not load or expects other features, DataError for bars that are not its
+    own (timeframe, symbol), too few of them, dates without a session, or a symbol that is not known.
     """
+    traded = instrument(symbol) if symbol is not None else named_after(bars.name)
     engine = load_engine(settings, model_id)
-    observed = schema(settings.observation)
-    observed.require(engine.manifest.observation, f"model {model_id}")
     capital = settings.trading.initial_capital if initial_capital is None else initial_capital
+    market = _within(_market_for(engine.manifest, bars, settings, capital), dates)
+    with ThreadPoolExecutor(_cores()) as pool:
+        result = backtest.run(
+            partial(engine.decide, pool=pool),
+            market,
+            engine.manifest.observation,
+            cost=_costs(bars, settings, traded),
+            initial_capital=capital,
+            lot_units=_lots_of(traded),
+            watch=watch,
+        )
+    return Tested(model_id, engine.manifest, traded, result)
+
+
+def named_after(name: str) -> Instrument | None:
+    """The instrument that bars of this name are of: NIFTY50_5MIN, BANKNIFTY_15. None if the name is of no known one."""
+    words = [word for word in re.split(r"[^A-Z]+", name.upper().removeprefix("NSE")) if word]
+    try:
+        return instrument(words[0]) if words else None
+    except DataError:
+        return None
+
+
+def _market_for(manifest: ModelManifest, bars: Bars, settings: Settings, capital: float) -> Market:
+    """The bars as the model looks at them: window, patches, timeframes and symbols are its own, features are ours."""
+    seen, model_id = manifest.observation, f"{manifest.name}/{manifest.version}"
+    _todays(seen).require(seen, f"model {model_id}")
     features = FeatureSettings.of(
         settings.hierarchical_reasoning_model.complexity_detection,
         bars_per_session=usual_session_length(bars),
         capital=capital,
     )
-    halting = engine.manifest.halting
-    return backtest.run(
-        engine.decide,
-        _within(prepare(bars, features, window=settings.observation.window), dates),
-        observed,
-        cost=_costs(bars, settings),
-        initial_capital=capital,
-        max_segments=1 if halting is None else halting.max_segments,
-    )
+    return market_of(bars, features, seen)
 
 
-def _costs(bars: Bars, settings: Settings) -> CostModel:
+def _todays(seen: ObservationSchema) -> ObservationSchema:
+    """What today's features make of the sizes of a schema."""
+    sizes = Observation(window=seen.base_window, patch=seen.patch, timeframes=seen.timeframes)
+    return schema(sizes, interval_s=seen.interval_s, symbols=seen.symbols)
+
+
+def _costs(bars: Bars, settings: Settings, traded: Instrument | None) -> CostModel:
     if bars.name == SYNTHETIC:
         return flat_costs(settings.trading.cost_bps)
-    return nse_index_future_costs(settings.trading.slippage_bps)
+    return nse_index_future_costs(settings.trading.slippage_bps, traded)
 
 
-def answer(result: BacktestResult, model_id: str) -> dict[str, Any]:
-    """The seed's answer: total_return, hrm_metrics and what is needed to judge them."""
-    return {"model": model_id} | result.summary()
+def _lots_of(traded: Instrument | None) -> Callable[[date], float] | None:
+    return None if traded is None else partial(_lot_units, traded)
 
 
-def _within(market: Market, dates: tuple[date | None, date | None]) -> Market:
+def _lot_units(traded: Instrument, day: date) -> float:
+    return float(traded.lot_units(day)) if _has_lots(traded, day) else 1.0
+
+
+def _has_lots(traded: Instrument, day: date) -> bool:
+    """What a lot was before the table's first day is not known."""
+    return bool(traded.lots.root) and traded.lots.root[0].first_day <= day
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _within(market: Market, dates: Dates) -> Market:
     start, end = dates[0] or date.min, dates[1] or date.max
-    days = session_days(market)
-    inside = [int(id_) for id_, day in zip(market.sessions, days, strict=True) if start <= day <= end]
-    if not inside:
+    found = market.between(start, end)
+    if not len(found.decision_bars):
+        days = session_days(market)
         raise DataError(
-            f"{market.name}: no session to trade between {start} and {end}; choose dates within {days[0]}..{days[-1]}",
+            f"{market.name}: no session to trade between {start} and {end}; choose dates within "
+            f"{min(days)}..{max(days)}",
             code="no_sessions",
         )
-    return market.restricted_to(inside[0], inside[-1])
+    return found

@@ -9,8 +9,9 @@ Shapes: B rows, W window, F bar features, A account features; z_H [B, n, h], z_L
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +20,12 @@ from core.actions import N_ACTIONS, legal_actions
 from core.errors import ModelError
 from core.halting import HaltingRule, HaltReason, halt_reason, minimum_segments, should_halt
 from core.settings import Serving, Settings
-from serving.graph import Arrays, Graph, expected_inputs
+from serving.graph import GPU_PROVIDERS, Arrays, Graph, expected_inputs
 from serving.store import StoredModel, load_version
 
 GOLDEN_TOLERANCE = 1e-3
-ROWS_PER_RUN = 1024  # bounds the memory of a large offline batch; wider runs are not faster on a CPU
+# Rows in one run of a large offline batch. A CPU is no faster with more, and pieces keep several cores busy.
+CPU_ROWS_PER_RUN, GPU_ROWS_PER_RUN = 64, 1024
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,15 @@ class Decisions:
     probabilities: NDArray[np.float64]  # [B, 5]
     value: NDArray[np.float64]  # [B]
     segments: NDArray[np.int64]  # [B]
+    stable: NDArray[np.bool_]  # [B] the last segment left the action as the one before had it; True for one segment
     halt_reason: list[HaltReason]  # B of them
+
+
+class _Thought(NamedTuple):
+    """How rows [B] were reasoned about: `Decisions.segments` and `Decisions.stable`."""
+
+    segments: NDArray[np.int64]
+    stable: NDArray[np.bool_]
 
 
 class Engine:
@@ -56,16 +66,21 @@ class Engine:
         account: NDArray[np.floating],
         complexity: NDArray[np.floating],
         position: NDArray[np.integer],
+        *,
+        pool: Executor | None = None,
     ) -> Decisions:
         """Decide for B observations: bars [B,W,F], account [B,A], complexity [B] in [0,1], position [B] sign.
+
+        `pool` runs the pieces of a large batch on several cores: each core alone is faster than all in one matrix
+        product, and pieces that halt early do not wait for the others.
 
         Raises ModelError on a wrong shape, a non-finite input or a non-finite output of the model.
         """
         rows = self._validated(bars, account, complexity, position)
-        parts = [
-            self._decide_rows(*(array[start : start + ROWS_PER_RUN] for array in rows))
-            for start in range(0, max(len(rows[0]), 1), ROWS_PER_RUN)
-        ]
+        step = GPU_ROWS_PER_RUN if self.provider in GPU_PROVIDERS else CPU_ROWS_PER_RUN
+        pieces = [tuple(array[start : start + step] for array in rows) for start in range(0, len(rows[0]), step)]
+        decide = self._decide_rows
+        parts = [decide(*piece) for piece in pieces] if pool is None else list(pool.map(lambda p: decide(*p), pieces))
         return parts[0] if len(parts) == 1 else _concatenate(parts)
 
     def stop(self) -> None:
@@ -82,16 +97,20 @@ class Engine:
         rule = self.manifest.halting
         if self.manifest.algorithm == "ppo" or rule is None:
             policy = self._graph.run({"bars": bars, "account": account})
-            segments = np.ones(len(bars), dtype=np.int64)
+            thought = _Thought(np.ones(len(bars), dtype=np.int64), np.ones(len(bars), dtype=np.bool_))
             reasons: list[HaltReason] = ["single_pass"] * len(bars)
         else:
-            policy, segments = self._reason(bars, account, complexity)
-            reasons = [halt_reason(int(segment), True, rule) for segment in segments]
-        return _choose(policy, position, self.manifest.quantity_max, segments, reasons)
+            policy, thought = self._reason(bars, account, complexity, legal_actions(position))
+            reasons = [halt_reason(int(segment), True, rule) for segment in thought.segments]
+        return _choose(policy, position, self.manifest.quantity_max, thought, reasons)
 
     def _reason(
-        self, bars: NDArray[np.float32], account: NDArray[np.float32], complexity: NDArray[np.float32]
-    ) -> tuple[Arrays, NDArray[np.int64]]:
+        self,
+        bars: NDArray[np.float32],
+        account: NDArray[np.float32],
+        complexity: NDArray[np.float32],
+        legal: NDArray[np.bool_],
+    ) -> tuple[Arrays, _Thought]:
         """Run segments until every row halted; each row keeps the answer of its last segment."""
         rule = self._halting_rule()
         B = len(bars)
@@ -101,16 +120,20 @@ class Engine:
             "log_quantity": np.empty(B, np.float32),
             "value": np.empty(B, np.float32),
         }
-        segments = np.zeros(B, dtype=np.int64)
+        thought = _Thought(np.zeros(B, dtype=np.int64), np.ones(B, dtype=np.bool_))
+        action = np.zeros(B, dtype=np.int64)  # of each row's latest segment
         active = np.arange(B)
         feeds = {"bars": bars, "account": account} | self._initial_carry(B)
         for segment in range(1, rule.max_segments + 1):
             out = self._graph.run(feeds)
+            now = np.where(legal[active], out["action_logits"], -np.inf).argmax(axis=1)
+            thought.stable[active] = (now == action[active]) | (segment == 1)
+            action[active] = now
             halted = should_halt(segment, out["q_halt"], out["q_continue"], minimum[active], rule)
             done = active[halted]
             for name, rows in answer.items():
                 rows[done] = out[name][halted]
-            segments[done] = segment
+            thought.segments[done] = segment
             if halted.all():
                 break
             going = ~halted
@@ -122,7 +145,7 @@ class Engine:
                 "z_L": out["z_L_next"][going],
                 "reset": np.zeros(len(active), dtype=np.bool_),
             }
-        return answer, segments
+        return answer, thought
 
     def _initial_carry(self, B: int) -> Arrays:
         carry: Arrays = {name: np.zeros((B, *shape), dtype=np.float32) for name, shape in self.manifest.carry.items()}
@@ -209,7 +232,7 @@ def _choose(
     policy: Arrays,
     position: NDArray[np.int64],
     quantity_max: float,
-    segments: NDArray[np.int64],
+    thought: _Thought,
     reasons: list[HaltReason],
 ) -> Decisions:
     """Argmax over what is legal in each position; quantity = exp(log_quantity) in [1, quantity_max]."""
@@ -221,7 +244,8 @@ def _choose(
         quantity=np.exp(np.clip(log_quantity, 0.0, np.log(max(quantity_max, 1.0)))),
         probabilities=weights / weights.sum(axis=1, keepdims=True),
         value=policy["value"].astype(np.float64),
-        segments=segments,
+        segments=thought.segments,
+        stable=thought.stable,
         halt_reason=reasons,
     )
 
@@ -233,5 +257,6 @@ def _concatenate(parts: list[Decisions]) -> Decisions:
         probabilities=np.concatenate([part.probabilities for part in parts]),
         value=np.concatenate([part.value for part in parts]),
         segments=np.concatenate([part.segments for part in parts]),
+        stable=np.concatenate([part.stable for part in parts]),
         halt_reason=[reason for part in parts for reason in part.halt_reason],
     )

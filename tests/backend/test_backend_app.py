@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,12 @@ from fastapi.routing import APIRoute
 from onnx import TensorProto, helper, numpy_helper
 
 from backend.app import create_app
-from backend.backtests import bars_of, newest_model, run_backtest
+from backend.backtests import bars_of, named_after, newest_model, run_backtest
 from core.actions import Action
 from core.errors import DataError, ModelError
 from core.manifest import publish
 from core.settings import Settings, load_settings
+from flows.drill_models import publish_policy
 from trading.costs import flat_costs
 from trading.features import ACCOUNT_FEATURES, BAR_FEATURES, schema
 from trading.paper import Intent, Ledger, PaperBroker
@@ -154,11 +156,15 @@ def test_a_backtest_answers_the_seed_s_document(client: httpx.Client) -> None:
     assert result["final_equity"] == pytest.approx(100000 * (1 + result["total_return"]))
     assert result["trades"] > 0
     assert result["model"] == "ppo/v1"
-    assert result["hrm_metrics"] == {
-        "avg_reasoning_depth": 1.0,
-        "computation_efficiency": 1.0,
-        "hierarchical_convergence": 1.0,
-    }
+    assert result["instrument"] == "NIFTY"
+    assert result["lots"] == "orders are whole lots of NIFTY (50 units), one at least"
+    metrics = result["hrm_metrics"]
+    assert metrics["avg_reasoning_depth"] == metrics["computation_efficiency"] == 1.0
+    assert metrics["hierarchical_convergence"] == 1.0
+    assert metrics["hrm_convergence_stability"] is None
+    assert metrics["halting_reasons"] == {"single_pass": result["decisions"]}
+    assert sum(quarter["decisions"] for quarter in metrics["depth_by_complexity"]) == result["decisions"]
+    assert result["performance"]["sharpe"] is None  # of three sessions
 
 
 def test_positions_are_those_of_the_ledger(client: httpx.Client) -> None:
@@ -249,17 +255,77 @@ def test_it_ends_cleanly_when_told_to(state_dir: Path) -> None:
 def test_the_synthetic_market_needs_no_file_and_is_the_same_every_time(state_dir: Path) -> None:
     settings = settings_of(state_dir)
     bars = bars_of("SYNTHETIC", settings).part(0, 75 * 20)
-    results = [run_backtest(settings, "ppo/v1", bars).total_return for _ in range(2)]
+    results = [run_backtest(settings, "ppo/v1", bars).result.total_return for _ in range(2)]
     assert results[0] == results[1] != 0.0
 
 
-def test_a_model_of_other_features_is_refused(state_dir: Path) -> None:
-    other = load_settings(
-        preset="compact",
-        environ={"HRM_PATHS__STATE_DIR": str(state_dir), "HRM_OBSERVATION__WINDOW": "40"},
-    )
+def test_a_model_brings_its_own_window_and_patches(state_dir: Path) -> None:
+    """Settings say what the next training observes; a published model looks at what it was trained on."""
+    plain = settings_of(state_dir)
+    sizes = {"HRM_OBSERVATION__WINDOW": "40", "HRM_OBSERVATION__PATCH": "10"}
+    other = load_settings(preset="compact", environ={"HRM_PATHS__STATE_DIR": str(state_dir)} | sizes)
+    results = [run_backtest(each, "ppo/v1", bars_of("NIFTY_5", each)).result for each in (plain, other)]
+    np.testing.assert_array_equal(results[0].equity, results[1].equity)
+
+
+def test_a_model_of_other_features_is_refused(state_dir: Path, tmp_path: Path) -> None:
+    settings = settings_of(tmp_path)
+    publish_policy(tmp_path / "models", "ppo/other")  # of two features that nobody computes
     with pytest.raises(ModelError, match="another observation schema"):
-        run_backtest(other, "ppo/v1", bars_of("NIFTY_5", other))
+        run_backtest(settings, "ppo/other", bars_of("NIFTY_5", settings_of(state_dir)))
+
+
+def test_bars_of_another_timeframe_are_refused(state_dir: Path) -> None:
+    settings = settings_of(state_dir)
+    bars = bars_of("NIFTY_5", settings)
+    first = bars.timestamps[np.flatnonzero(bars.first_of_session)][np.cumsum(bars.first_of_session) - 1]
+    hourly = replace(bars, timestamps=first + 3 * (bars.timestamps - first))
+    with pytest.raises(DataError, match="bars of 900 s"):
+        run_backtest(settings, "ppo/v1", hourly)
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("NIFTY_5", "NIFTY"),
+        ("NIFTY50_5MIN", "NIFTY"),
+        ("nse_nifty", "NIFTY"),
+        ("BANKNIFTY_15MIN", "BANKNIFTY"),
+        ("FINNIFTY_5", None),
+        ("SYNTHETIC", None),
+        ("BARS", None),
+        ("5", None),
+    ],
+)
+def test_the_instrument_is_read_from_the_bars_name(name: str, found: str | None) -> None:
+    instrument = named_after(name)
+    assert (instrument and instrument.name) == found
+
+
+def test_what_is_traded_is_whole_lots_where_they_are_known(state_dir: Path) -> None:
+    settings = settings_of(state_dir)
+    bars = bars_of("NIFTY_5", settings)
+    lots = {}
+    for symbol, name in ((None, "NIFTY_5"), ("BANKNIFTY", "NIFTY_5"), (None, "MINE")):
+        tested = run_backtest(settings, "ppo/v1", replace(bars, name=name), symbol=symbol)
+        lots[symbol, name] = set(np.unique(np.abs(tested.result.journal.units)))
+    assert lots == {(None, "NIFTY_5"): {0.0, 50.0}, ("BANKNIFTY", "NIFTY_5"): {0.0, 25.0}, (None, "MINE"): {0.0, 20.0}}
+
+
+def test_before_the_lots_are_known_single_units_are_traded_and_it_says_so(state_dir: Path) -> None:
+    settings = settings_of(state_dir)
+    bars = bars_of("NIFTY_5", settings)
+    then = replace(bars, name="BANKNIFTY", timestamps=bars.timestamps - 4 * 365 * 24 * 3600 * 10**9)
+    tested = run_backtest(settings, "ppo/v1", then)
+    assert set(np.unique(np.abs(tested.result.journal.units))) == {0.0, 20.0}
+    assert tested.lots == "the lots of BANKNIFTY are not known for these days: single units are traded"
+
+
+def test_an_unknown_instrument_is_named_with_the_known_ones(state_dir: Path) -> None:
+    settings = settings_of(state_dir)
+    with pytest.raises(DataError, match="NIFTY") as error:
+        run_backtest(settings, "ppo/v1", bars_of("NIFTY_5", settings), symbol="RELIANCE")
+    assert error.value.code == "unknown_symbol"
 
 
 def test_bars_too_few_for_a_decision_are_refused(state_dir: Path) -> None:

@@ -1,0 +1,185 @@
+"""`hrm backtest`: a published model on sessions it has not seen, or two on the same ones, with a page to look at."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from core.errors import ConfigError
+from core.files import write_atomically
+from core.settings import Settings, load_settings
+from flows.options import AsJson, Data, Seed, existing
+from flows.progress import bars as progress_bars
+from flows.progress import report as progress
+from flows.terminal import answer
+
+if TYPE_CHECKING:
+    from backend.backtests import Tested
+    from trading.market import Bars
+    from trading.tearsheet import Fact
+
+Model = Annotated[str | None, typer.Option(help="name/version in the model store, such as hrm/20260101-1.")]
+Compare = Annotated[
+    tuple[str, str] | None, typer.Option(help="Champion and challenger, name/version each: may it replace the other?")
+]
+Symbol = Annotated[
+    str | None, typer.Option(help="Instrument whose lots and charges apply; by default what the file's name says.")
+]
+From = Annotated[str | None, typer.Option("--from", help="First day traded, YYYY-MM-DD; all by default.")]
+To = Annotated[str | None, typer.Option("--to", help="Last day traded.")]
+Sweep = Annotated[bool, typer.Option("--cost-sweep", help="What would remain at other charges.")]
+Report = Annotated[Path | None, typer.Option(help="Where to write the page; below the state directory by default.")]
+
+
+def backtest(  # noqa: PLR0913, PLR0917 - options of a command, all by name
+    model: Model = None,
+    compare: Compare = None,
+    data: Data = None,
+    symbol: Symbol = None,
+    first: From = None,
+    last: To = None,
+    seed: Seed = 0,
+    cost_sweep: Sweep = False,
+    report: Report = None,
+    as_json: AsJson = False,
+) -> None:
+    """Backtest a published model, or two beside each other, with all costs: held-out sessions, or your file."""
+    if (model is None) == (compare is None):
+        raise ConfigError("give either --model NAME/VERSION or --compare CHAMPION CHALLENGER", code="usage")
+    settings = load_settings()
+    course = _course(settings, existing(data), symbol, (_day(first), _day(last)), seed)
+    if compare is not None:
+        _compare(settings, course, compare, report, as_json)
+    else:
+        _one(settings, course, str(model), report, cost_sweep=cost_sweep, as_json=as_json)
+
+
+@dataclass(frozen=True)
+class Course:
+    """What is traded: bars, the instrument they are of, the days, and a name for files."""
+
+    bars: Bars
+    symbol: str | None
+    dates: tuple[date | None, date | None]
+    name: str
+
+
+def _course(
+    settings: Settings,
+    data: Path | None,
+    symbol: str | None,
+    dates: tuple[date | None, date | None],
+    seed: int,
+) -> Course:
+    """Without a file, the sessions of the seed that no model of that seed was trained on."""
+    from trading.dataset import build_dataset
+    from trading.files import load_market_bars
+    from trading.market import session_days
+
+    if dates[0] and dates[1] and dates[0] > dates[1]:
+        raise ConfigError(f"--from {dates[0]} is after --to {dates[1]}", code="usage")
+    if data is not None:
+        return Course(load_market_bars(data), symbol, dates, data.stem)
+    if symbol is not None:
+        raise ConfigError("--symbol says what the bars of --data are; the synthetic market has none", code="usage")
+    test = build_dataset(settings, None, seed).test
+    begins = session_days(test)[0]  # what is before is warm-up
+    return Course(test.bars, None, (max(begins, dates[0] or begins), dates[1]), f"synthetic-{seed}")
+
+
+def _one(
+    settings: Settings, course: Course, model: str, report: Path | None, *, cost_sweep: bool, as_json: bool
+) -> None:
+    from trading.performance import record
+    from trading.tearsheet import facts, tearsheet
+
+    tested = _run(settings, course, model)
+    page = tearsheet(model, tested.result, tested.rule, note=tested.lots or "")
+    written = _write(settings, report, f"{model}-{course.name}", page)
+    told = tested.answer()
+    if cost_sweep:
+        sweep = record(tested.result, model).cost_sweep()
+        told["cost_sweep"] = {f"{multiple:g}": mean for multiple, mean in sweep.items()}  # bps per session
+    if as_json:
+        answer(told | {"report": str(written)}, as_json)
+        return
+    rows = {f"at {multiple} times the charges": f"{mean:+.2f} bps" for multiple, mean in _swept(told).items()}
+    _print(f"{model} on {tested.result.market.name}", facts(told), rows, (tested.lots, f"Report: {written}"))
+
+
+def _compare(settings: Settings, course: Course, models: tuple[str, str], report: Path | None, as_json: bool) -> None:
+    from flows.tracking import trials
+    from trading.comparison import compare
+    from trading.performance import record
+    from trading.tearsheet import VERDICTS, comparison_facts, comparison_page
+
+    champion, challenger = (_run(settings, course, model) for model in models)
+    compared = compare(
+        record(champion.result, champion.model),
+        record(challenger.result, challenger.model),
+        settings.evaluation,
+        trials=trials(settings.paths.state_dir, challenger.manifest.dataset_digest),
+    )
+    page = comparison_page(compared, (champion.model, champion.result), (challenger.model, challenger.result))
+    name = f"{champion.model}-vs-{challenger.model}-{course.name}"
+    written = _write(settings, report, name, page)
+    if as_json:
+        answer(compared.to_dict() | {"report": str(written)}, as_json)
+        return
+    notes = (*compared.reasons, f"Report: {written}")
+    _print(VERDICTS[compared.verdict], comparison_facts(compared), {}, notes)
+
+
+def _run(settings: Settings, course: Course, model: str) -> Tested:
+    from rich.console import Console
+
+    from backend.backtests import run_backtest
+
+    watch: Callable[[float], None] = partial(progress, f"backtest {model}")
+    with progress_bars(Console(stderr=True)):
+        return run_backtest(settings, model, course.bars, dates=course.dates, symbol=course.symbol, watch=watch)
+
+
+def _write(settings: Settings, report: Path | None, name: str, page: str) -> Path:
+    file = report or settings.paths.state_dir / "backtests" / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}.html"
+    write_atomically(file, page.encode())
+    return file
+
+
+def _swept(told: dict[str, Any]) -> dict[str, float]:
+    return dict(told.get("cost_sweep", {}))
+
+
+def _print(title: str, rows: list[Fact], more: dict[str, str], notes: tuple[str | None, ...]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    colours = {"gain": "green", "loss": "red", "": ""}
+    table = Table(title=title, show_header=False, box=None, title_justify="left", title_style="bold")
+    for row in rows:
+        table.add_row(
+            row.label, f"[{colours[row.tone]}]{row.value}[/]" if row.tone else row.value, f"[dim]{row.detail}[/]"
+        )
+    for label, value in more.items():
+        table.add_row(label, value)
+    console = Console()
+    console.print(table)
+    for note in notes:
+        if note:
+            console.print(note, markup=False, highlight=False, soft_wrap=True)
+
+
+def _day(text: str | None) -> date | None:
+    if text is None:
+        return None
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise ConfigError(f"'{text}' is not a day; write it as 2023-12-31", code="usage") from None
