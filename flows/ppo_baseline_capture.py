@@ -15,7 +15,7 @@ from flows.phases import complete, dataset_of, free_version, summary
 from flows.progress import report
 from flows.revision import git_commit
 from flows.run_state import Run, load_run
-from flows.tracking import Description, tracked
+from flows.tracking import Description, judged, tracked
 from trading.dataset import Dataset, training_env
 
 log = structlog.get_logger()
@@ -67,7 +67,7 @@ def train_incumbent(run_dir: str) -> dict[str, Any]:
         found = validated(agent.decide_batch, data)
         point = {"loss_bps": selection_loss(found)} | ({} if found.score is None else {"score": found.score})
         validation.append({"samples": look.samples, **point})
-        record(look.samples, {f"validation/{name}": value for name, value in point.items()})
+        record(look.samples, {f"validation/{name}": value for name, value in point.items()} | judged(found))
         return point["loss_bps"]
 
     torch.set_num_threads(1)  # small matrices: a second thread waits more than it computes

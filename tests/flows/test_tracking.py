@@ -18,6 +18,7 @@ from core.settings import load_settings
 from flows import tracking
 from flows.fit import fit, parameters
 from flows.phases import dataset_of
+from flows.ppo_baseline_capture import train_incumbent
 from flows.run_state import inputs_of, open_run
 from flows.tracking import EXPERIMENT, LOOK, Description, tracked, trials
 from trading.files import to_frame, write_bars
@@ -204,3 +205,14 @@ def test_every_validation_of_a_training_is_a_look_with_its_sharpe_ratio(tmp_path
     found = trials(tmp_path, data.digest)
     assert found.count == len(found.sharpes) == len(curve) == 3
     assert found.unrecorded == 0
+
+
+def test_the_looks_at_a_ppo_in_training_are_trials_too(tmp_path):
+    few = {"N_ENVS": "8", "N_STEPS": "15", "BATCH_SIZE": "60", "TOTAL_TIMESTEPS": "1200"}
+    changes = {f"HRM_TRAINING_PARAMS__PPO__{name}": value for name, value in few.items()}
+    settings, file = recorded_training.small_settings(tmp_path, **changes), tmp_path / "bars.parquet"
+    write_bars(to_frame(simulate(settings.synthetic_market, sessions=90, seed=0).bars), file)
+    run = open_run(inputs_of(settings, file, 0))
+    trained = train_incumbent.fn(str(run.folder))
+    found = trials(tmp_path, dataset_of(run).digest)
+    assert found.count == len(found.sharpes) == len(trained["validation"]) > 0
