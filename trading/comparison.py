@@ -37,6 +37,7 @@ from trading.significance import Trials, deflated_sharpe, minimum_track_record, 
 
 Floats = NDArray[np.float64]
 Verdict = Literal["promote", "keep", "undecided"]
+Speaks = Literal["for", "against", "open"]
 
 COST_MULTIPLES = (0, 1, 2, 4)
 
@@ -125,7 +126,7 @@ class Comparison:
 
 
 class _Check(NamedTuple):
-    speaks: Literal["for", "against", "neither"]
+    speaks: Speaks
     sentence: str
 
 
@@ -152,10 +153,10 @@ def compare(
     if overfitting_probability is not None:
         checks.append(_choice(overfitting_probability, limits))
     if not difference.any():
-        never = f"The two never differ: both earned the same in each of {len(difference)} sessions."
-        checks = [_Check("neither", never)]
+        never = f"the two never differ: both earned the same in each of {len(difference)} sessions."
+        checks = [_Check("open", never)]
     verdict = _verdict(checks)
-    reasons = [check.sentence for check in checks]
+    reasons = [f"{check.speaks.capitalize()}: {check.sentence}" for check in checks]
     if verdict == "undecided" and difference.any():
         reasons.append(_waiting(len(difference), needed, limits))
     return Comparison(
@@ -195,13 +196,11 @@ def _verdict(checks: list[_Check]) -> Verdict:
 
 
 def _beside_the_champion(difference: Floats, bounds: tuple[float, float], limits: EvaluationSettings) -> _Check:
-    earns = f"The challenger earns {difference.mean():+.2f} bps a session beside the champion"
+    earns = f"the challenger earns {difference.mean():+.2f} bps a session beside the champion"
     if len(difference) < FIRST_LOOK:
-        return _Check(
-            "neither", f"{earns}; {len(difference)} sessions bound nothing, the first look is at {FIRST_LOOK}."
-        )
+        return _Check("open", f"{earns}; {len(difference)} sessions bound nothing, the first look is at {FIRST_LOOK}.")
     margin = 0.0 - limits.non_inferiority_bps
-    speaks: Literal["for", "against", "neither"] = "neither"
+    speaks: Speaks = "open"
     if bounds[0] > margin or bounds[1] < margin:
         speaks = "for" if bounds[0] > margin else "against"
     level = f"each bound wrong at most {limits.alpha:.0%} of the time, however often one looks"
@@ -212,24 +211,26 @@ def _beside_the_champion(difference: Floats, bounds: tuple[float, float], limits
 
 def _earnings(challenger: Record) -> _Check:
     mean, multiple = float(challenger.net_bps.mean()), challenger.break_even_multiple
-    costs = "it has no costs" if multiple is None else f"it breaks even at {multiple:.2f} times its costs"
-    sentence = f"After costs the challenger earns {mean:+.2f} bps a session; must be above 0 ({costs})."
+    costs = f"it breaks even at {multiple:.2f} times its costs" if multiple is not None else "it has no costs"
+    if multiple is not None and multiple <= 0:
+        costs = "it would lose without any costs, too"
+    sentence = f"after costs the challenger earns {mean:+.2f} bps a session; must be above 0 ({costs})."
     return _Check("for" if mean > 0 else "against", sentence)
 
 
 def _luck(earned: Floats, trials: Trials, limits: EvaluationSettings) -> _Check:
     found, least = deflated_sharpe(earned, trials), limits.min_deflated_sharpe
-    sentence = f"Its Sharpe ratio is no luck of {trials} with probability {found:.3f}; must be at least {least:g}"
+    sentence = f"its Sharpe ratio is no luck of {trials} with probability {found:.3f}; must be at least {least:g}"
     if found >= least:
         return _Check("for", f"{sentence}.")
     needed = minimum_track_record(earned, trials, least)
     wait = "no number of such sessions would do" if needed is None else f"{needed:,} such sessions would do"
-    return _Check("neither", f"{sentence} ({wait}).")
+    return _Check("open", f"{sentence} ({wait}).")
 
 
 def _choice(probability: float, limits: EvaluationSettings) -> _Check:
     most = limits.max_overfitting_probability
-    sentence = f"Its choice among the validated weights is overfitted with probability {probability:.2f}"
+    sentence = f"its choice among the validated weights is overfitted with probability {probability:.2f}"
     return _Check("for" if probability <= most else "against", f"{sentence}; must be at most {most:g}.")
 
 
@@ -246,6 +247,6 @@ def _waiting(sessions: int, needed: int | None, limits: EvaluationSettings) -> s
     if sessions < FIRST_LOOK:
         return f"Bring at least {FIRST_LOOK - sessions} more sessions."
     if needed is None:
-        return "At this difference the sessions never decide."
+        return "At this difference no number of sessions decides."
     power = f"{limits.power:.0%}"
     return f"At this difference {needed:,} sessions decide with a probability of {power}; there are {sessions:,}."
