@@ -34,12 +34,14 @@ class Graph:
         self.nodes.append(helper.make_node(operator, list(inputs), [output], **attributes))
         return output
 
-    def constant(self, value: NDArray[np.generic] | Tensor | float | list[int]) -> str:
+    def constant(
+        self, value: NDArray[np.generic] | Tensor | float | list[int], dtype: type[np.floating] = np.float32
+    ) -> str:
         """A number or an array of floats, or integers such as axes."""
         name = f"constant_{len(self.initializers)}"
         array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
-        kind = np.int64 if np.issubdtype(array.dtype, np.integer) else np.float32
-        self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(array, dtype=kind), name))
+        kind = np.int64 if np.issubdtype(array.dtype, np.integer) else dtype
+        self.initializers.append(numpy_helper.from_array(np.asarray(array, dtype=kind, order="C"), name))
         return name
 
     def linear(self, source: str, weight: Tensor, bias: Tensor) -> str:

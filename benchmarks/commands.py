@@ -91,3 +91,11 @@ def engine(preset: Preset = None, as_json: AsJson = False) -> None:
     from benchmarks.engine import run
 
     answer(run(load_settings(preset=preset)), as_json)
+
+
+@app.command()
+def ppo(preset: Preset = None, as_json: AsJson = False) -> None:
+    """Training samples per second of the reference PPO beside stable-baselines3's."""
+    from benchmarks.ppo import run
+
+    answer(run(load_settings(preset=preset)), as_json)

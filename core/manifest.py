@@ -26,6 +26,7 @@ from core.observation import ObservationSchema
 
 MANIFEST = "manifest.json"
 Storage = Literal["fp32", "fp16", "int8"]
+IMPORTED = "imported:"  # before the SHA-256 of the archive, in the dataset_digest of a model that was trained elsewhere
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 
 
@@ -59,6 +60,11 @@ class ModelManifest(BaseModel):
     dataset_digest: str
     git_commit: str | None = None
     created_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
+
+    @property
+    def imported(self) -> bool:
+        """Trained elsewhere, on data that is not known here."""
+        return self.dataset_digest.startswith(IMPORTED)
 
 
 def require_free(target: Path) -> None:
