@@ -51,8 +51,12 @@ def _timestamps(column: pd.Series) -> tuple[pd.Series, Faults]:
         "naive_timestamp": readable & zone.isna(),
         "mixed_time_zones": zone.notna() & (zone != zone.dropna().iloc[0]) if zone.notna().any() else zone.notna(),
     }
-    unclear = faults["naive_timestamp"].any() or faults["mixed_time_zones"].any()
-    return (times if unclear else times.dt.tz_convert(ZONE)).rename("timestamp"), faults
+    return (times if zone_unclear(faults) else times.dt.tz_convert(ZONE)).rename("timestamp"), faults
+
+
+def zone_unclear(time_faults: Faults) -> bool:
+    """Whether nobody knows on which day a bar lies."""
+    return any(time_faults[code].any() for code in ("naive_timestamp", "mixed_time_zones") if code in time_faults)
 
 
 def _nanoseconds(times: pd.Series) -> pd.Series:
@@ -180,9 +184,9 @@ def of_sessions(day: pd.Series, faults: Faults) -> pd.Series:
 
 
 def sound_prices(bars: pd.DataFrame, faults: Faults) -> pd.DataFrame:
-    """Bars of the sessions whose prices can be compared with their neighbours'."""
+    """Bars within the hours, of the sessions whose prices can be compared with their neighbours'."""
     astray = {code: mask for code, mask in faults.items() if code in ("outlier", "foreign_level")}
-    return bars[~of_sessions(bars["timestamp"].dt.normalize(), astray)]
+    return bars[~of_sessions(bars["timestamp"].dt.normalize(), astray) & ~faults["outside_hours"]]
 
 
 def level_shifts(bars: pd.DataFrame) -> pd.Series:

@@ -31,6 +31,7 @@ from trading.bar_faults import (
     row_faults,
     session_faults,
     sound_prices,
+    zone_unclear,
 )
 from trading.stamps import end_stamped
 
@@ -118,36 +119,39 @@ def examine(frame: pd.DataFrame) -> tuple[pd.DataFrame, QualityReport]:
     `frame` has rows and the columns timestamp, open, high, low, close, volume and perhaps signal.
     """
     bars, unclear = parsed(frame)
-    interval = interval_of(bars)
-    problems = _found(unclear | row_faults(frame, bars), frame["timestamp"])
-    times = bars["timestamp"]
-    readable = not any(mask.any() for mask in unclear.values())
-    defects: Faults = {}
-    if interval is not None and readable and times.is_monotonic_increasing and times.is_unique:
-        defects = session_faults(bars, interval)
-        problems += _file_faults(bars, interval, defects)
-    day = times.dt.normalize()
+    # What stands twice or in the wrong place does not hide what is wrong with the sessions.
+    ordered = bars.dropna(subset="timestamp").sort_values("timestamp", kind="stable").drop_duplicates("timestamp")
+    interval = interval_of(ordered)
+    judged = {} if interval is None or zone_unclear(unclear) else session_faults(ordered, interval)
+    of_the_file = _file_faults(ordered, interval, judged) if judged and interval is not None else {}
+    problems = _found(unclear | row_faults(frame, bars) | _in_file(of_the_file, bars), frame["timestamp"])
+    defects = _in_file(judged, bars)
+    day = bars["timestamp"].dt.normalize()
     defective = of_sessions(day, defects)
     found = _found(defects, frame["timestamp"])
     if day[defective].nunique() > MAX_DEFECTIVE_RATIO * day.nunique():
         problems, found, defective = problems + found, [], defective & False
     elif interval is None and not problems:
         problems = [Problem("not_intraday", len(bars), "row 1", REMEDIES["not_intraday"])]
-    moves = large_moves(sound_prices(bars, defects)) if defects else ()
+    moves = large_moves(sound_prices(ordered, judged)) if judged else ()
     report = _report(bars, interval, moves, (day[defective], found, problems))
     return bars[~defective].reset_index(drop=True), report
 
 
-def _file_faults(bars: pd.DataFrame, interval: pd.Timedelta, defects: Faults) -> list[Problem]:
-    """What is wrong with the file rather than with a session of it."""
+def _in_file(faults: Faults, bars: pd.DataFrame) -> Faults:
+    """Masks over the bars in order as masks over the rows of the file."""
+    return {code: mask.reindex(bars.index, fill_value=False) for code, mask in faults.items()}
+
+
+def _file_faults(bars: pd.DataFrame, interval: pd.Timedelta, defects: Faults) -> Faults:
+    """What is wrong with the file rather than with a session of it; bars in order."""
     minutes = interval / pd.Timedelta(minutes=1)
     everywhere = pd.Series(True, index=bars.index)
-    faults = {
+    return {
         "end_stamped": everywhere & end_stamped(bars["timestamp"], interval),
         "ragged_interval": everywhere & bool(minutes % 1 or SESSION_MINUTES % minutes),
-        "level_shift": level_shifts(sound_prices(bars, defects)).reindex(bars.index, fill_value=False),
+        "level_shift": level_shifts(sound_prices(bars, defects)),
     }
-    return _found(faults, bars["timestamp"])
 
 
 def _found(faults: Faults, timestamps: pd.Series) -> list[Problem]:

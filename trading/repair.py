@@ -28,6 +28,7 @@ from trading.bar_faults import (
     of_sessions,
     parsed,
     session_faults,
+    zone_unclear,
 )
 from trading.quality import examine
 from trading.stamps import contrary_stamps, end_stamped, outside_hours
@@ -55,9 +56,8 @@ def repaired(frame: pd.DataFrame, source: str) -> tuple[pd.DataFrame, list[Repai
     `beyond_repair` if over half of the sessions would have to go.
     """
     bars, unclear = parsed(frame)
-    no_zone = any(code in unclear and unclear[code].any() for code in ("naive_timestamp", "mixed_time_zones"))
     known = bars["timestamp"].dropna()
-    if no_zone or (len(known) < len(bars) and not known.is_monotonic_increasing):
+    if zone_unclear(unclear) or (len(known) < len(bars) and not known.is_monotonic_increasing):
         raise _not_mended(frame, source)
     sessions = bars["timestamp"].dt.normalize().nunique()
     bars, made = _without_unreadable_times(bars)

@@ -87,6 +87,7 @@ def test_pre_open_closing_and_evening_rows_lie_outside_the_hours(
 
 def test_an_evening_of_muhurat_trading_is_left_out_alone(clean: pd.DataFrame) -> None:
     evening = rows_of(clean, 30)
+    clean = scaled(clean, evening, 0.7)  # whatever its prices, they are nobody's neighbours
     report = report_on(clean.assign(timestamp=clean["timestamp"].where(~evening, clean["timestamp"] + 500 * MINUTE)))
     assert codes(report) == {"outside_hours"}
     assert len(report.dropped_sessions) == 1
@@ -152,6 +153,21 @@ def test_large_moves_that_happened_are_kept_and_listed(clean: pd.DataFrame) -> N
     assert report.clean
     days = [f"{clean['timestamp'].iloc[at]:%Y-%m-%d %H:%M}" for at in (20 * 75, 40 * 75 + 12)]
     assert report.large_moves == (f"{days[0]} -9.4% from the session before", f"{days[1]} +5.2% in a bar")
+
+
+def test_rows_in_the_wrong_place_or_twice_hide_no_other_fault(clean: pd.DataFrame) -> None:
+    stamped = clean.assign(timestamp=clean["timestamp"] + 5 * MINUTE)
+    foreign = scaled(extra_rows(stamped, "09:20", -12.0), rows_of(stamped, 20), 0.1)
+    gap = foreign.drop(index=foreign.index[1000])
+    spoilt = pd.concat([gap[2000:], gap[:2000], gap[2100:2150]])
+    assert codes(report_on(spoilt)) == {
+        "unsorted_timestamp",
+        "exact_duplicate",
+        "end_stamped",
+        "outside_hours",
+        "foreign_level",
+        "gap",
+    }
 
 
 def test_missing_sessions_are_told_in_runs_and_days_without_a_session_by_name(clean: pd.DataFrame) -> None:
