@@ -5,7 +5,7 @@ session's end (trading/dataset.py), so parts made of whole sessions need none: t
 
 Embargo: an observation remembers bars behind it, its window and the features' warm-up. Right after a part, training
 rows would still contain the test's bars (or test rows the training's, whose outcome the model has learned), so that
-many sessions between two parts belong to neither. What is older weighs in two averages of volatility only.
+many sessions between two parts belong to neither. What is older has faded from all but the slowest averages.
 
 Positions of S sessions in time order, int64.
 """
