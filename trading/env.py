@@ -83,7 +83,10 @@ class SessionEnv:
         return found
 
     def restart(self, rows: Ints, places: Ints) -> None:
-        """Put `rows` [R], by number, at the start of the sessions at `places` [R] in `market.sessions`, flat."""
+        """Put `rows` [R], by number, at the start of the sessions at `places` [R] in `market.sessions`, flat.
+
+        Raises IndexError for a row or a place that does not exist.
+        """
         starts = (self._ids, self._first, self._last, self._costs)
         state = (self.sessions, self.at, self.last, self.order_costs, self.position, self.units, self.active)
         begin(rows, places, starts, state)
