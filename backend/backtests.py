@@ -122,7 +122,7 @@ def run_backtest(
     engine = load_engine(settings, model_id)
     capital = settings.trading.initial_capital if initial_capital is None else initial_capital
     market = _within(_market_for(engine.manifest, bars, settings, capital), dates)
-    with ThreadPoolExecutor(_cores()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         result = backtest.run(
             partial(engine.decide, pool=pool),
             market,
@@ -181,7 +181,8 @@ def _has_lots(traded: Instrument, day: date) -> bool:
     return bool(traded.lots.root) and traded.lots.root[0].first_day <= day
 
 
-def _cores() -> int:
+def cores() -> int:
+    """That this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -86,6 +86,17 @@ def env(preset: Preset = None, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def backtest(preset: Preset = None, as_json: AsJson = False) -> None:
+    """Backtested bars per second beside other libraries; exits with 1 if vectorbt's final equity is not ours."""
+    from benchmarks.backtest import run
+
+    found = run(load_settings(preset=preset))
+    answer(found, as_json)
+    if found["equity_agrees"] is False:
+        raise typer.Exit(1)
+
+
+@app.command()
 def engine(preset: Preset = None, as_json: AsJson = False) -> None:
     """One segment in the inference engine, against the floor its matrix products set."""
     from benchmarks.engine import run
