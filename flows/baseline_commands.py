@@ -14,7 +14,6 @@ from core.manifest import require_free
 from core.settings import Settings, load_settings
 from flows.options import AsJson
 from flows.terminal import answer
-from flows.train import require_name
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from baselines.sb3.importing import Options, Source
@@ -54,11 +53,13 @@ def import_(  # noqa: PLR0913, PLR0917 - options of a command, all by name
     as_json: AsJson = False,
 ) -> None:
     """Publish a stable-baselines3 PPO as an ONNX model, without unpickling anything of it."""
-    from baselines.sb3.importing import Options
+    units = tuple(_number(word) for word in _words(quantities))
+    from baselines.sb3.importing import Options  # after what can be wrong without it: torch takes seconds to import
+    from flows.train import require_name
 
     options = Options(
         actions=_words(actions),
-        quantities=tuple(_number(word) for word in _words(quantities)),
+        quantities=units,
         activation=activation,
         dead_zone=dead_zone,
         generic=generic,

@@ -1,7 +1,8 @@
 """Who decides in a running service when a migration begins: the incumbent that it must beat, never silently demote.
 
 no service runs, or nobody                                      a PPO is trained
-a PPO of the same data and features             it is the incumbent: measured, not trained again
+a PPO of the same data and features, or one     it is the incumbent: measured, not trained again
+that was imported and has these features
 a model of this run                             the run is resumed
 anything else, or another rollout under way     refused before anything is trained
 """
@@ -41,7 +42,8 @@ def acting_ppo(run: Run, state: RolloutState) -> str | None:
     limit_mb = run.settings.performance.model_size_limit_mb
     manifest = load_version(run.models, state.champion, size_limit_mb=limit_mb).manifest
     data = dataset_of(run)
-    comparable = manifest.dataset_digest == data.digest and manifest.observation.digest == data.schema.digest
+    known = manifest.imported or manifest.dataset_digest == data.digest
+    comparable = known and manifest.observation.digest == data.schema.digest
     return state.champion if manifest.algorithm == "ppo" and comparable else None
 
 

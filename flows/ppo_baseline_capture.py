@@ -37,7 +37,9 @@ def capture(run: Run) -> dict[str, Any]:
     """
     acting = acting_ppo(run, live_state(run.settings))
     if acting:
-        log.warning("incumbent_kept", model=acting, why="it decides already and was trained on this very data")
+        log.warning(
+            "incumbent_kept", model=acting, why="it decides already, and was imported or trained on this very data"
+        )
     trained: dict[str, Any] = (
         {"model": acting, "curve": [], "validation": []} if acting else train_incumbent(str(run.folder))
     )

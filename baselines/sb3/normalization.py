@@ -22,7 +22,7 @@ from core.errors import DataError
 LIMIT_MB = 64
 LARGEST = float(np.finfo(np.float32).max)  # no limit
 EXTRACT = (
-    "import pickle, numpy as np; v = pickle.load(open('vecnormalize.pkl', 'rb')); "
+    "import pathlib, pickle, numpy as np; v = pickle.loads(pathlib.Path('vecnormalize.pkl').read_bytes()); "
     "r = v.obs_rms if isinstance(v.obs_rms, dict) else {'': v.obs_rms}; "
     "np.savez('vecnormalize.npz', clip=v.clip_obs, epsilon=v.epsilon, "
     "**{f'mean.{k}': s.mean for k, s in r.items()}, **{f'var.{k}': s.var for k, s in r.items()})"

@@ -39,7 +39,7 @@ class Noise(gym.Env):
         seen = self.observation_space.sample()
         if isinstance(seen, dict):
             return {name: self.scale * part for name, part in seen.items()}
-        return self.scale * seen
+        return seen if self.scale == 1.0 else self.scale * seen
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         super().reset(seed=seed)

@@ -10,7 +10,7 @@ from made_up_runs import new_run, phase_results, record
 from tiny_migration import tiny_settings
 
 from core.errors import ConfigError
-from core.manifest import publish
+from core.manifest import IMPORTED, publish
 from core.settings import Serving
 from flows import ppo_baseline_capture
 from flows.drill_models import golden, policy_graph
@@ -67,6 +67,12 @@ def test_a_ppo_of_the_same_data_that_decides_is_the_incumbent(run):
     assert acting_ppo(run, state_of(run)) == "ppo/earlier"
 
 
+def test_an_imported_ppo_that_decides_is_the_incumbent_whatever_it_was_trained_on(run):
+    installed(run, "ppo/mine", dataset_digest=IMPORTED + "0" * 64)
+    require_free_or_own(run, state_of(run))
+    assert acting_ppo(run, state_of(run)) == "ppo/mine"
+
+
 def test_the_acting_incumbent_is_measured_and_not_trained_again(run, monkeypatch):
     installed(run, "ppo/earlier")
     measured: list[str] = []
@@ -74,7 +80,7 @@ def test_the_acting_incumbent_is_measured_and_not_trained_again(run, monkeypatch
     monkeypatch.setattr(measure, lambda run_dir, model: measured.append(model) or {"metrics": {}})
     monkeypatch.delattr("flows.ppo_baseline_capture.train_incumbent")
     monkeypatch.setattr(ppo_baseline_capture, "live_state", lambda settings: state_of(run))
-    assert capture(run) == {"model": "ppo/earlier", "curve": [], "metrics": {}}
+    assert capture(run) == {"model": "ppo/earlier", "curve": [], "validation": [], "metrics": {}}
     assert measured == ["ppo/earlier"]
 
 
