@@ -102,6 +102,12 @@ def test_the_minimum_track_record_is_the_papers() -> None:
     assert found / YEAR == pytest.approx(2.73, abs=0.01)
 
 
+def test_heavy_tails_and_negative_skewness_lengthen_the_record_that_is_needed() -> None:
+    """By hand, Sharpe ratio 1 per session: 1 + 1.645^2 (1 - skew + (kurtosis - 1) / 4)."""
+    for skew, kurtosis, needed in ((0.0, 3.0, 6), (0.0, 9.0, 10), (-2.0, 9.0, 15), (2.0, 9.0, 4)):
+        assert minimum_track_record(returns_with(1.0, skew, kurtosis, 100_000), Trials(), 0.95) == needed
+
+
 def test_a_track_record_never_suffices_for_what_is_no_better_than_luck() -> None:
     assert minimum_track_record(np.random.default_rng(4).standard_normal(300) - 0.2, Trials(), 0.95) is None
     assert minimum_track_record(np.zeros(300), Trials(), 0.95) is None
