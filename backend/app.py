@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from backend.backtests import bars_of, newest_model, run_backtest
+from backend.backtests import bars_of, newest_model, prepared
 from core.settings import Settings
 from serving import problems
 from serving.auth import Door, read_or_create_token
@@ -57,14 +57,9 @@ def create_app(settings: Settings) -> FastAPI:
     def run(request: BacktestRequest) -> dict[str, Any]:
         with one_backtest:
             model_id = request.model or newest_model(state_dir / "models")
-            tested = run_backtest(
-                settings,
-                model_id,
-                bars_of(request.symbol, settings),
-                initial_capital=request.initial_capital,
-                dates=(request.start_date, request.end_date),
-            )
-        return tested.answer()
+            bars, dates = bars_of(request.symbol, settings), (request.start_date, request.end_date)
+            test = prepared(settings, model_id, bars, initial_capital=request.initial_capital, dates=dates)
+            return test.run().answer()
 
     @app.get("/api/trading/positions")
     def positions() -> dict[str, list[dict[str, Any]]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
@@ -22,7 +21,7 @@ from core.halting import HaltingRule
 from core.manifest import ModelManifest
 from core.observation import ObservationSchema
 from core.settings import Observation, Settings
-from serving.engine import load_engine
+from serving.engine import Engine, load_engine
 from serving.store import list_versions
 from trading import backtest
 from trading.backtest import BacktestResult
@@ -100,7 +99,32 @@ def newest_model(store: Path) -> str:
     return str(max(usable, key=lambda row: (row["algorithm"] == "hrm", str(row["created_at"])))["id"])
 
 
-def run_backtest(
+@dataclass(frozen=True)
+class Prepared:
+    """A loaded model before bars that fit it: what can go wrong before the first decision has not."""
+
+    engine: Engine
+    market: Market
+    cost: CostModel
+    instrument: Instrument | None
+    initial_capital: float
+
+    def run(self, watch: Watch = lambda _: None) -> Tested:
+        """Raises ModelError if the model fails, DataError for an answer that is none."""
+        with ThreadPoolExecutor(cores()) as pool:
+            result = backtest.run(
+                partial(self.engine.decide, pool=pool),
+                self.market,
+                self.engine.manifest.observation,
+                cost=self.cost,
+                initial_capital=self.initial_capital,
+                lot_units=None if self.instrument is None else partial(_lot_units, self.instrument),
+                watch=watch,
+            )
+        return Tested(self.engine.id, self.engine.manifest, self.instrument, result)
+
+
+def prepared(
     settings: Settings,
     model_id: str,
     bars: Bars,
@@ -108,9 +132,8 @@ def run_backtest(
     initial_capital: float | None = None,
     dates: Dates = (None, None),
     symbol: str | None = None,
-    watch: Watch = lambda _: None,
-) -> Tested:
-    """Backtest `model_id` (name/version) over the sessions of `bars` within `dates`, both inclusive.
+) -> Prepared:
+    """A backtest of `model_id` (name/version) over the sessions of `bars` within `dates`, both inclusive.
 
     SYNTHETIC pays `trading.cost_bps`, real bars the dated charges of their instrument and `trading.slippage_bps`: of
     `symbol`, or of what the bars' name says, or else of the NIFTY future without its lots.
@@ -122,17 +145,7 @@ def run_backtest(
     engine = load_engine(settings, model_id)
     capital = settings.trading.initial_capital if initial_capital is None else initial_capital
     market = _within(_market_for(engine.manifest, bars, settings, capital), dates)
-    with ThreadPoolExecutor(cores()) as pool:
-        result = backtest.run(
-            partial(engine.decide, pool=pool),
-            market,
-            engine.manifest.observation,
-            cost=_costs(bars, settings, traded),
-            initial_capital=capital,
-            lot_units=_lots_of(traded),
-            watch=watch,
-        )
-    return Tested(model_id, engine.manifest, traded, result)
+    return Prepared(engine, market, _costs(bars, settings, traded), traded, capital)
 
 
 def named_after(name: str) -> Instrument | None:
@@ -166,10 +179,6 @@ def _costs(bars: Bars, settings: Settings, traded: Instrument | None) -> CostMod
     if bars.name == SYNTHETIC:
         return flat_costs(settings.trading.cost_bps)
     return nse_index_future_costs(settings.trading.slippage_bps, traded)
-
-
-def _lots_of(traded: Instrument | None) -> Callable[[date], float] | None:
-    return None if traded is None else partial(_lot_units, traded)
 
 
 def _lot_units(traded: Instrument, day: date) -> float:

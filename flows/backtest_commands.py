@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
@@ -100,7 +100,7 @@ def _one(
     from trading.performance import record
     from trading.tearsheet import facts, tearsheet
 
-    tested = _run(settings, course, model)
+    (tested,) = _run(settings, course, [model])
     page = tearsheet(model, tested.result, tested.rule, note=tested.lots or "")
     written = _write(settings, report, f"{model}-{course.name}", page)
     told = tested.answer()
@@ -120,7 +120,7 @@ def _compare(settings: Settings, course: Course, models: tuple[str, str], report
     from trading.performance import record
     from trading.tearsheet import VERDICTS, comparison_facts, comparison_page
 
-    champion, challenger = (_run(settings, course, model) for model in models)
+    champion, challenger = _run(settings, course, models)
     compared = compare(
         record(champion.result, champion.model),
         record(challenger.result, challenger.model),
@@ -137,14 +137,15 @@ def _compare(settings: Settings, course: Course, models: tuple[str, str], report
     _print(VERDICTS[compared.verdict], comparison_facts(compared), {}, notes)
 
 
-def _run(settings: Settings, course: Course, model: str) -> Tested:
+def _run(settings: Settings, course: Course, models: Sequence[str]) -> list[Tested]:
+    """Every model is loaded, and found to fit the bars, before the first one runs."""
     from rich.console import Console
 
-    from backend.backtests import run_backtest
+    from backend.backtests import prepared
 
-    watch: Callable[[float], None] = partial(progress, f"backtest {model}")
+    tests = [prepared(settings, model, course.bars, dates=course.dates, symbol=course.symbol) for model in models]
     with progress_bars(Console(stderr=True)):
-        return run_backtest(settings, model, course.bars, dates=course.dates, symbol=course.symbol, watch=watch)
+        return [test.run(partial(progress, f"backtest {test.engine.id}")) for test in tests]
 
 
 def _write(settings: Settings, report: Path | None, name: str, page: str) -> Path:

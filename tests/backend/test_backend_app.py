@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import subprocess
@@ -15,65 +14,19 @@ from typing import Any
 
 import httpx
 import numpy as np
-import onnx
-import onnxruntime as ort
-import pandas as pd
 import pytest
 from fastapi.routing import APIRoute
-from onnx import TensorProto, helper, numpy_helper
+from signal_model import nifty_bars, publish_signal_follower
 
 from backend.app import create_app
-from backend.backtests import bars_of, named_after, newest_model, run_backtest
-from core.actions import Action
+from backend.backtests import bars_of, named_after, newest_model, prepared
 from core.errors import DataError, ModelError
-from core.manifest import publish
 from core.settings import Settings, load_settings
 from flows.drill_models import publish_policy
 from trading.costs import flat_costs
-from trading.features import ACCOUNT_FEATURES, BAR_FEATURES, schema
 from trading.paper import Intent, Ledger, PaperBroker
 
 ROOT = Path(__file__).parents[2]
-QUANTITY = 20.0
-
-
-def signal_follower(window: int) -> tuple[bytes, bytes]:
-    """ONNX of a one-pass policy that goes long on a positive signal and short on a negative one, and its golden."""
-    kernel = np.zeros((len(ACCOUNT_FEATURES), 5), np.float32)
-    kernel[ACCOUNT_FEATURES.index("signal"), [Action.BUY_LONG, Action.SELL_SHORT]] = (1.0, -1.0)
-
-    def info(name: str, *shape: int) -> onnx.ValueInfoProto:
-        return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B", *shape])
-
-    graph = helper.make_graph(
-        [
-            helper.make_node("MatMul", ["account", "kernel"], ["action_logits"]),
-            helper.make_node("ReduceMean", ["bars"], ["value"], axes=[1, 2], keepdims=0),
-            helper.make_node("Mul", ["value", "zero"], ["nought"]),
-            helper.make_node("Add", ["nought", "log_units"], ["log_quantity"]),
-        ],
-        "policy",
-        [info("bars", window, len(BAR_FEATURES)), info("account", len(ACCOUNT_FEATURES))],
-        [info("action_logits", 5), info("log_quantity"), info("value")],
-        initializer=[
-            numpy_helper.from_array(kernel, "kernel"),
-            numpy_helper.from_array(np.float32(0.0), "zero"),
-            numpy_helper.from_array(np.float32(np.log(QUANTITY) + 1e-3), "log_units"),
-        ],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10).SerializeToString()
-    rng = np.random.default_rng(0)
-    feeds = {
-        "bars": rng.normal(size=(3, window, len(BAR_FEATURES))).astype(np.float32),
-        "account": rng.normal(size=(3, len(ACCOUNT_FEATURES))).astype(np.float32),
-    }
-    session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    arrays = {f"in_{name}": array for name, array in feeds.items()}
-    arrays |= {f"out_{name}": array for name, array in zip(names, session.run(names, feeds), strict=True)}
-    golden = io.BytesIO()
-    np.savez(golden, **arrays)
-    return model, golden.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -81,18 +34,7 @@ def state_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A state directory with a published model, bars of NIFTY and one paper position."""
     state_dir = tmp_path_factory.mktemp("state")
     settings = settings_of(state_dir)
-    model, golden = signal_follower(settings.observation.window)
-    publish(
-        state_dir / "models",
-        {"model.onnx": model, "golden.npz": golden},
-        name="ppo",
-        version="v1",
-        algorithm="ppo",
-        parameters=1,
-        observation=schema(settings.observation),
-        quantity_max=100.0,
-        dataset_digest="none",
-    )
+    publish_signal_follower(settings, "ppo/v1")
     (state_dir / "data").mkdir()
     nifty_bars().to_csv(state_dir / "data" / "NIFTY_5.csv", index=False)
     ledger = Ledger(state_dir / "paper.db")
@@ -100,15 +42,6 @@ def state_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     broker.fill_now(ledger.record_intent(Intent("NIFTY_5", 1, "BUY_LONG", 4.0)), 100.0)
     ledger.close()
     return state_dir
-
-
-def nifty_bars() -> pd.DataFrame:
-    days = pd.bdate_range("2023-01-02", periods=12, tz="Asia/Kolkata") + pd.Timedelta(hours=9, minutes=15)
-    times = [day + pd.Timedelta(minutes=5 * bar) for day in days for bar in range(30)]
-    close = 18000 * np.exp(np.cumsum(np.random.default_rng(0).normal(0, 5e-4, len(times))))
-    return pd.DataFrame(
-        {"timestamp": times, "open": close, "high": close + 1, "low": close - 1, "close": close, "volume": 0}
-    )
 
 
 def settings_of(state_dir: Path) -> Settings:
@@ -255,7 +188,7 @@ def test_it_ends_cleanly_when_told_to(state_dir: Path) -> None:
 def test_the_synthetic_market_needs_no_file_and_is_the_same_every_time(state_dir: Path) -> None:
     settings = settings_of(state_dir)
     bars = bars_of("SYNTHETIC", settings).part(0, 75 * 20)
-    results = [run_backtest(settings, "ppo/v1", bars).result.total_return for _ in range(2)]
+    results = [prepared(settings, "ppo/v1", bars).run().result.total_return for _ in range(2)]
     assert results[0] == results[1] != 0.0
 
 
@@ -264,7 +197,7 @@ def test_a_model_brings_its_own_window_and_patches(state_dir: Path) -> None:
     plain = settings_of(state_dir)
     sizes = {"HRM_OBSERVATION__WINDOW": "40", "HRM_OBSERVATION__PATCH": "10"}
     other = load_settings(preset="compact", environ={"HRM_PATHS__STATE_DIR": str(state_dir)} | sizes)
-    results = [run_backtest(each, "ppo/v1", bars_of("NIFTY_5", each)).result for each in (plain, other)]
+    results = [prepared(each, "ppo/v1", bars_of("NIFTY_5", each)).run().result for each in (plain, other)]
     np.testing.assert_array_equal(results[0].equity, results[1].equity)
 
 
@@ -272,7 +205,7 @@ def test_a_model_of_other_features_is_refused(state_dir: Path, tmp_path: Path) -
     settings = settings_of(tmp_path)
     publish_policy(tmp_path / "models", "ppo/other")  # of two features that nobody computes
     with pytest.raises(ModelError, match="another observation schema"):
-        run_backtest(settings, "ppo/other", bars_of("NIFTY_5", settings_of(state_dir)))
+        prepared(settings, "ppo/other", bars_of("NIFTY_5", settings_of(state_dir)))
 
 
 def test_bars_of_another_timeframe_are_refused(state_dir: Path) -> None:
@@ -281,7 +214,7 @@ def test_bars_of_another_timeframe_are_refused(state_dir: Path) -> None:
     first = bars.timestamps[np.flatnonzero(bars.first_of_session)][np.cumsum(bars.first_of_session) - 1]
     hourly = replace(bars, timestamps=first + 3 * (bars.timestamps - first))
     with pytest.raises(DataError, match="bars of 900 s"):
-        run_backtest(settings, "ppo/v1", hourly)
+        prepared(settings, "ppo/v1", hourly)
 
 
 @pytest.mark.parametrize(
@@ -307,7 +240,7 @@ def test_what_is_traded_is_whole_lots_where_they_are_known(state_dir: Path) -> N
     bars = bars_of("NIFTY_5", settings)
     lots = {}
     for symbol, name in ((None, "NIFTY_5"), ("BANKNIFTY", "NIFTY_5"), (None, "MINE")):
-        tested = run_backtest(settings, "ppo/v1", replace(bars, name=name), symbol=symbol)
+        tested = prepared(settings, "ppo/v1", replace(bars, name=name), symbol=symbol).run()
         lots[symbol, name] = set(np.unique(np.abs(tested.result.journal.units)))
     assert lots == {(None, "NIFTY_5"): {0.0, 50.0}, ("BANKNIFTY", "NIFTY_5"): {0.0, 25.0}, (None, "MINE"): {0.0, 20.0}}
 
@@ -316,7 +249,7 @@ def test_before_the_lots_are_known_single_units_are_traded_and_it_says_so(state_
     settings = settings_of(state_dir)
     bars = bars_of("NIFTY_5", settings)
     then = replace(bars, name="BANKNIFTY", timestamps=bars.timestamps - 4 * 365 * 24 * 3600 * 10**9)
-    tested = run_backtest(settings, "ppo/v1", then)
+    tested = prepared(settings, "ppo/v1", then).run()
     assert set(np.unique(np.abs(tested.result.journal.units))) == {0.0, 20.0}
     assert tested.lots == "the lots of BANKNIFTY are not known for these days: single units are traded"
 
@@ -324,14 +257,14 @@ def test_before_the_lots_are_known_single_units_are_traded_and_it_says_so(state_
 def test_an_unknown_instrument_is_named_with_the_known_ones(state_dir: Path) -> None:
     settings = settings_of(state_dir)
     with pytest.raises(DataError, match="NIFTY") as error:
-        run_backtest(settings, "ppo/v1", bars_of("NIFTY_5", settings), symbol="RELIANCE")
+        prepared(settings, "ppo/v1", bars_of("NIFTY_5", settings), symbol="RELIANCE")
     assert error.value.code == "unknown_symbol"
 
 
 def test_bars_too_few_for_a_decision_are_refused(state_dir: Path) -> None:
     settings = settings_of(state_dir)
     with pytest.raises(DataError, match="too few"):
-        run_backtest(settings, "ppo/v1", bars_of("NIFTY_5", settings).part(0, 90))
+        prepared(settings, "ppo/v1", bars_of("NIFTY_5", settings).part(0, 90))
 
 
 def test_the_newest_hrm_is_preferred_and_an_empty_store_is_an_error(state_dir: Path, tmp_path: Path) -> None:
