@@ -46,16 +46,18 @@ def advance_adx(state: Floats, high: float, low: float, first_of_session: bool, 
 @njit(cache=True)
 def realised_volatility(returns: Floats, count: int, window: int) -> float:
     """Root mean square of the last `window` of the `count` returns in a ring, about zero; 0 before there is one."""
-    squares = 0.0
-    for back in range(1, min(window, count) + 1):
-        squares += returns[(count - back) % len(returns)] ** 2
-    return float(np.sqrt(squares / max(1, min(window, count))))
+    known, squares, at = min(window, count), 0.0, count % len(returns)
+    for _ in range(known):
+        at = (at if at > 0 else len(returns)) - 1
+        squares += returns[at] * returns[at]
+    return float(np.sqrt(squares / max(1, known)))
 
 
 @njit(cache=True)
 def momentum(returns: Floats, count: int, window: int) -> float:
     """Sum of the last `window` of the `count` returns in a ring, per square root of their number."""
-    total = 0.0
-    for back in range(1, min(window, count) + 1):
-        total += returns[(count - back) % len(returns)]
-    return float(total / np.sqrt(max(1, min(window, count))))
+    known, total, at = min(window, count), 0.0, count % len(returns)
+    for _ in range(known):
+        at = (at if at > 0 else len(returns)) - 1
+        total += returns[at]
+    return float(total / np.sqrt(max(1, known)))
