@@ -110,13 +110,13 @@ def overfitting_probability(returns: Floats, blocks: int = BLOCKS) -> float:
     """Probability that the best of N configurations, returns [S, N], is below the median of all on other sessions.
 
     1/2 for configurations of equal worth. Configurations are ranked by Sharpe ratio, a rank at the median counts
-    half. Raises DataError with fewer than two configurations or than two sessions in a block.
+    half. Raises DataError with fewer than two configurations or than two sessions in a block, or if one is not finite.
     """
     sessions, configurations = returns.shape
-    if configurations < 2 or sessions < 2 * blocks or blocks % 2:
+    if configurations < 2 or sessions < 2 * blocks or blocks % 2 or not np.isfinite(returns).all():
         raise DataError(
             f"{sessions} sessions of {configurations} configurations: choosing among them can only be judged with at "
-            f"least two, and {2 * blocks} sessions (twice an even number of blocks)",
+            f"least two, {2 * blocks} sessions (twice an even number of blocks) and a finite return in each",
             code="too_few_sessions",
         )
     parts = [(len(part), part.sum(axis=0), (part**2).sum(axis=0)) for part in np.array_split(returns, blocks)]

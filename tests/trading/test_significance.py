@@ -178,6 +178,13 @@ def test_overfitting_of_too_little_is_refused(shape: tuple[int, int], blocks: in
         overfitting_probability(np.zeros(shape), blocks)
 
 
+def test_overfitting_of_what_is_no_number_is_refused() -> None:
+    returns = np.zeros((64, 2))
+    returns[5, 1] = np.nan
+    with pytest.raises(DataError, match="a finite return in each"):
+        overfitting_probability(returns)
+
+
 def test_a_planned_look_needs_the_sessions_of_the_textbook() -> None:
     """Annual Sharpe ratio of the difference 1, 2, 3, 4 at alpha 5 % and power 80 %."""
     needed = [sessions_of_one_look(ratio / math.sqrt(YEAR), 1.0, alpha=0.05, power=0.8) for ratio in (1, 2, 3, 4)]
