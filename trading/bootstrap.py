@@ -64,10 +64,16 @@ def best_of_many(benchmark: Floats, candidates: Floats, seed: int = 0) -> float:
     """p-value of "none of the candidates earns more than the benchmark": Hansen's SPA (2005), the consistent one.
 
     `benchmark` [S] and `candidates` [S, K] are returns. Candidates that are the benchmark itself say nothing and are
-    left out; if none is left the p-value is 1. Raises DataError if there is nothing to resample or not finite.
+    left out; if none is left the p-value is 1. Raises DataError with fewer than FEWEST_FOR_BLOCKS sessions, or if a
+    return is not finite.
     """
     _require_finite(candidates)
     _require_finite(benchmark)
+    if len(benchmark) < FEWEST_FOR_BLOCKS:
+        raise DataError(
+            f"{len(benchmark)} sessions: the best of many is told from luck by {FEWEST_FOR_BLOCKS} at least; bring more",
+            code="too_few_sessions",
+        )
     excess = candidates - benchmark[:, None]
     others = candidates[:, np.ptp(excess, axis=0) > 0]
     if others.shape[1] == 0:

@@ -131,3 +131,8 @@ def test_nothing_is_resampled_from_nothing_or_from_what_is_no_number(columns: np
         resampled(columns, lambda sample: sample.mean(axis=0), 0)
     with pytest.raises(DataError, match="at least one session"):
         best_of_many(np.zeros(len(columns)), columns)
+
+
+def test_the_best_of_many_in_a_few_sessions_is_not_judged() -> None:
+    with pytest.raises(DataError, match="19 sessions"):
+        best_of_many(np.zeros(19), np.random.default_rng(0).standard_normal((19, 3)))
