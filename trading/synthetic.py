@@ -20,7 +20,7 @@ from core.settings import SyntheticMarket
 from trading.features import Floats
 from trading.market import SECOND_NS, Bars
 
-FIRST_DAY_NS = 1_388_547_900 * SECOND_NS  # 2014-01-01 09:15 in Kolkata, as UTC
+FIRST_DAY_NS = 1_388_979_900 * SECOND_NS  # Monday 2014-01-06 09:15 in Kolkata, as UTC
 BAR_S = 300
 DAY_S = 86_400
 TICKS_IN_BAR = 6  # steps of the bridge that gives a bar its high and low

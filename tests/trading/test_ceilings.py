@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from core.settings import Settings, load_settings
-from trading.dataset import MIN_SESSIONS, build_dataset, random_walk, walk_forward, window_values
+from trading.dataset import build_dataset, random_walk, window_values
 from trading.evaluation import best_targets, evaluate_targets
-from trading.files import to_frame, write_bars
-from trading.synthetic import simulate
 
 
 @pytest.fixture(scope="module")
@@ -62,17 +58,3 @@ def test_nothing_predicts_a_random_walk_and_its_labels_do_not_say_so(law_setting
     labels = data.train.values[data.train.decision_bars] + data.label_cost_bps * np.array([1, 0, 1])
     earned, error = labels[:, 2].mean(), labels[:, 2].std() / np.sqrt(len(labels) / 24)  # plans overlap for 24 bars
     assert abs(earned) < 3 * error
-
-
-def test_folds_train_on_the_past_and_test_every_later_session_once(law_settings: Settings, tmp_path: Path) -> None:
-    write_bars(to_frame(simulate(law_settings.synthetic_market, sessions=90, seed=1).bars), tmp_path / "bars.parquet")
-    folds = walk_forward(law_settings, tmp_path / "bars.parquet", 3)
-    every = np.concatenate([fold.test.sessions for fold in folds])
-    usable = np.concatenate([folds[-1].train.sessions, folds[-1].validation.sessions, folds[-1].test.sessions])
-    assert len(usable) >= MIN_SESSIONS
-    np.testing.assert_array_equal(every, usable[len(usable) // 2 :])
-    for fold in folds:
-        assert fold.train.sessions[-1] < fold.validation.sessions[0]
-        assert fold.validation.sessions[-1] < fold.test.sessions[0]
-        assert fold.train.sessions[0] == usable[0]
-    assert [len(fold.train.sessions) for fold in folds] == sorted({len(fold.train.sessions) for fold in folds})
