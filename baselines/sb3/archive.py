@@ -1,6 +1,6 @@
 """A stable-baselines3 archive, read as data.
 
-`data` is JSON in which whatever is not JSON is a base64 cloudpickle beside some plain text about it; only the text is
+`data` is JSON in which whatever is not JSON is a base64 pickle beside some plain text about it; only the text is
 ever looked at. `policy.pth` is torch's format, read with `weights_only=True`. Nothing is extracted to disk, every
 size is bounded before anything of that size is made, and other members are not opened.
 """

@@ -1,6 +1,6 @@
 """What an archive's JSON says in plain text about spaces, activation and algorithm.
 
-stable-baselines3 writes beside every cloudpickle the attributes of the object as text: `_shape: '[60, 6]'`,
+stable-baselines3 writes beside every pickle the attributes of the object as text: `_shape: '[60, 6]'`,
 `nvec: '[ 5 11]'`. These texts are parsed by what they may be, never evaluated.
 """
 
