@@ -71,7 +71,7 @@ def best_of_many(benchmark: Floats, candidates: Floats, seed: int = 0) -> float:
     _require_finite(benchmark)
     if len(benchmark) < FEWEST_FOR_BLOCKS:
         raise DataError(
-            f"{len(benchmark)} sessions: the best of many is told from luck by {FEWEST_FOR_BLOCKS} at least; bring more",
+            f"{len(benchmark)} sessions: telling the best of many from luck takes {FEWEST_FOR_BLOCKS}; bring more",
             code="too_few_sessions",
         )
     excess = candidates - benchmark[:, None]
