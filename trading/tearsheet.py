@@ -58,7 +58,7 @@ def tearsheet(name: str, result: BacktestResult, rule: HaltingRule | None, *, no
     told = summary(result, rule)
     days = f"{told['start_date']} to {told['end_date']}, {told['sessions']:,} sessions"
     lines = (f"{result.market.name}, {days}", f"{told['initial_capital']:,.0f} rupees, not compounded", note)
-    page = _Page("Backtest", name, ". ".join(line for line in lines if line) + ".")
+    page = _Page("Backtest", name, ". ".join(line[:1].upper() + line[1:] for line in lines if line) + ".")
     return page.html(facts(told)[:6], _sections(name, result, rule, told))
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
 from trading.backtest import BacktestResult, drawdown_of
@@ -59,18 +58,23 @@ def trades(result: BacktestResult) -> str:
     """
     bars, journal = result.market.bars, result.journal
     first, last = int(journal.at[0]), int(journal.at[-1]) + 1
-    close, number = bars.close[first : last + 1], np.arange(last + 1 - first, dtype=np.int32)
+    close = bars.close[first : last + 1].astype(np.float32)  # drawn, not computed with: half the page
+    number = np.arange(len(close), dtype=np.int32)
     side = np.zeros(len(close), dtype=np.int64)
     side[journal.at + 1 - first] = journal.position  # a decision's position earns the next bar
+    begins = np.append(True, np.diff(bars.session[first : last + 1]) != 0)
     figure = go.Figure()
     figure.add_scatter(x=number, y=close, name="flat", line={"color": GREY, "width": 1}, hoverinfo="skip")
     for sign, (label, colour, _) in SIDES.items():
-        price = np.where(_stretches(side == sign), close, np.nan)
+        # The bar at whose open it was entered begins at the close before; a night is no part of it.
+        held = side == sign
+        shown = held | (np.append(held[1:], False) & ~begins)
+        price = np.where(shown, close, np.float32(np.nan))
         figure.add_scatter(x=number, y=price, name=label, line={"color": colour, "width": 2}, hoverinfo="skip")
     _add_orders(figure, result)
-    begins = np.flatnonzero(np.append(True, np.diff(bars.session[first : last + 1]) != 0))
-    told = {"begins": begins.tolist(), "times_ms": _local_ms(bars.timestamps[first + begins]).tolist()}
-    figure.update_xaxes(range=[int(begins[max(0, len(begins) - SHOWN_AT_FIRST)]), int(number[-1]) + 1])
+    starts = np.flatnonzero(begins)
+    told = {"begins": starts.tolist(), "times_ms": _local_ms(bars.timestamps[first + starts]).tolist()}
+    figure.update_xaxes(range=[int(starts[max(0, len(starts) - SHOWN_AT_FIRST)]), int(number[-1]) + 1])
     figure.update_yaxes(title_text="price", tickformat=",.0f")
     return _json(figure, height=460, hovermode="closest", meta={"sessions": told, "bar_ms": bars.interval_s * 1000})
 
@@ -193,11 +197,6 @@ def _add_markers(
         hovertemplate="%{text}<br>%{y:,.1f}",
         meta={"near": True},  # the page shows them once one has zoomed in
     )
-
-
-def _stretches(held: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The bars of a line through what was held: the bar at whose open it was entered begins at the close before."""
-    return np.asarray(held | np.append(held[1:], False))
 
 
 def _local_ms(timestamps: Ints) -> Ints:
