@@ -93,7 +93,7 @@ def play(policy: Policy, env: SessionEnv, lot_units: Floats, watch: Watch) -> Jo
         journal.action[place], journal.segments[place] = decided.action, decided.segments
         journal.stable[place] = getattr(decided, "stable", UNKNOWN)  # a rule has no segments to compare
         journal.position[place], journal.orders[place] = position, step.orders[rows]
-        journal.units[place] = np.where(np.sign(held) == position, held, position * np.floor(quantity[rows]))
+        journal.units[place] = np.where(np.sign(held) == position, held, position * quantity[rows])
         journal.net[place], journal.charges[place] = step.pnl[rows], step.charges[rows]
         watch((k + 1) / steps)
     return journal
@@ -166,7 +166,7 @@ def _follow(
         for row in range(rows):
             if going[row]:
                 d, new = place[row] + k, traded[0, row]
-                kept = before[row] if np.sign(before[row]) == new else new * np.floor(size[row])
+                kept = before[row] if np.sign(before[row]) == new else new * size[row]
                 actions[d], positions[d], orders[d], held[d] = action[row], new, traded[2, row], kept
                 net[d], charges[d] = earned[1, row], earned[2, row]
                 going[row], before[row] = active[row], units[row]
