@@ -105,12 +105,6 @@ def charges(side: Side, value: float, rates: ChargeRates) -> Charges:
     )
 
 
-def round_trip_bps(price: float, quantity: float, day: date) -> float:
-    """Charges of buying and selling `quantity` of the NIFTY future at `price`, in bps of the value of one side."""
-    value, rates = price * quantity, instrument("NIFTY").charge_rates(day)
-    return (charges(Side.BUY, value, rates).total + charges(Side.SELL, value, rates).total) / value * 1e4
-
-
 def turnover_cost_bps(costs: OrderCosts, price: float, units: float) -> float:
     """What one unit of turnover costs: the mean of buying and selling `units`, such as a lot, in bps of their value."""
     both = costs.of(Side.BUY, price, units) + costs.of(Side.SELL, price, units)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,11 +21,12 @@ from core.errors import DataError
 from core.observation import ObservationSchema
 from core.settings import Settings, Trading
 from trading import oracle, synthetic
-from trading.costs import round_trip_bps
+from trading.costs import nse_index_future_costs, turnover_cost_bps
 from trading.env import EndlessEnv, SessionEnv
 from trading.features import FeatureSettings, Floats, schema, sizing_log_quantity
 from trading.files import load_market_bars
-from trading.market import Bars, Market, market_of, session_days
+from trading.instruments import instrument
+from trading.market import Bars, Market, day_of, market_of, session_days
 from trading.observations import account_of
 from trading.stream import usual_session_length
 from trading.symbols import concatenate, require_distinct
@@ -35,7 +35,6 @@ LABEL_HORIZON = 24  # bars
 # A file's labels charge this multiple of the real cost: a margin of safety without which a model trades on its own
 # estimation noise (docs/experiments.md). Evaluation charges the real cost.
 LABEL_COST_MULTIPLE = 4.0
-CHARGED_UNITS = 65.0  # one lot of NIFTY futures: the size whose charges are assumed
 MIN_SESSIONS = 60  # of a file: fewer cannot be split into train, validation and test
 TRAIN_SHARE, VALIDATION_SHARE = 0.7, 0.1
 WARM_UP_SESSIONS = 5  # simulated before each part, at least
@@ -230,9 +229,10 @@ def _features(settings: Settings, bars_per_session: int) -> FeatureSettings:
 
 
 def file_cost_bps(bars: Bars, trading: Trading) -> float:
-    """Cost of one unit of turnover in real bars: today's charges of an index future (on the last day), and slippage."""
-    last_day = datetime.fromtimestamp(bars.timestamps[-1] / 1e9, tz=UTC).date()
-    return round_trip_bps(float(bars.close[-1]), CHARGED_UNITS, last_day) / 2 + trading.slippage_bps
+    """Cost of one unit of turnover in real bars: a lot of the NIFTY future on their last day, and slippage."""
+    last_day = day_of(int(bars.timestamps[-1]))
+    costs = nse_index_future_costs(trading.slippage_bps)(last_day)
+    return turnover_cost_bps(costs, float(bars.close[-1]), instrument("NIFTY").lot_units(last_day))
 
 
 def horizon_values(bars: Bars, cost_bps: float, horizon: int = LABEL_HORIZON) -> Floats:

@@ -18,7 +18,6 @@ from trading.costs import (
     flat_costs,
     nse_index_future_costs,
     order_rupees,
-    round_trip_bps,
     turnover_cost_bps,
 )
 from trading.instruments import instrument
@@ -38,7 +37,8 @@ def test_one_nifty_lot_at_26000_costs_what_the_worked_example_says() -> None:
     assert (buy.stamp, sell.stamp) == (pytest.approx(33.80), 0.0)
     assert buy.gst + sell.gst == pytest.approx(18.94, abs=0.01)
     assert buy.total + sell.total == pytest.approx(1002.97, abs=0.01)
-    assert round_trip_bps(26000.0, LOT, TODAY) == pytest.approx(5.93, abs=0.01)
+    costs = nse_index_future_costs(0.0)(TODAY)
+    assert 2 * turnover_cost_bps(costs, 26000.0, LOT) == pytest.approx(5.93, abs=0.01)  # there and back
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,8 @@ def test_a_fund_is_charged_as_a_share_traded_within_the_day() -> None:
 def test_a_unit_of_turnover_is_half_a_round_trip() -> None:
     assert turnover_cost_bps(flat_costs(1.5)(TODAY), 20000.0, LOT) == pytest.approx(1.5)
     table = turnover_cost_bps(nse_index_future_costs(0.4)(TODAY), 26000.0, LOT)
-    assert table == pytest.approx(round_trip_bps(26000.0, LOT, TODAY) / 2 + 0.4)
+    bare = turnover_cost_bps(nse_index_future_costs(0.0)(TODAY), 26000.0, LOT)
+    assert table == pytest.approx(bare + 0.4)
 
 
 @given(price=st.floats(1, 1e5), quantity=st.floats(1, 1800), side=st.sampled_from(Side))
