@@ -12,17 +12,15 @@ Positions of S sessions in time order, int64.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from skfolio.model_selection import CombinatorialPurgedCV, WalkForward
+from skfolio.model_selection import WalkForward
 
 from core.errors import DataError
 
 Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,41 +55,6 @@ def _with_validation(past: Ints, test: Ints, length: int, embargo: int) -> Split
     if 0 in (len(split.train), length):
         raise _empty(f"{len(past)} sessions before a test, {length} of them for validation, embargo {embargo}")
     return split
-
-
-@dataclass(frozen=True, eq=False)
-class CombinatorialSplits:
-    """Combinatorial purged cross-validation (Lopez de Prado 2018, chapter 12): every choice of test folds once."""
-
-    train: tuple[Ints, ...]  # of each split
-    test: tuple[Ints, ...]
-    path: NDArray[np.int64]  # [splits, S]: the path that a split's test of a session belongs to, -1 if it tests none
-
-    def paths(self, tested: Sequence[Floats]) -> Floats:
-        """[P, S] returns of whole histories, each session out of sample, from those of each split's test sessions."""
-        whole = np.full((self.path.max() + 1, self.path.shape[1]), np.nan)
-        for test, path, returns in zip(self.test, self.path, tested, strict=True):
-            whole[path[test], test] = returns
-        return whole
-
-
-def combinatorial(sessions: int, *, folds: int = 10, test_folds: int = 2, embargo: int) -> CombinatorialSplits:
-    """All choices of `test_folds` of `folds`; training keeps `embargo` sessions away from a test on either side.
-
-    Raises DataError if the folds are too short for the embargo, or do not leave any to train on.
-    """
-    try:
-        splitter = CombinatorialPurgedCV(folds, test_folds, purged_size=embargo)
-        found = list(splitter.split(np.zeros((sessions, 1))))
-    except (ValueError, ZeroDivisionError) as error:  # ZeroDivisionError: more folds than sessions
-        raise _empty(f"{sessions} sessions in {folds} folds, {test_folds} of them tests ({error})") from None
-    path = np.full((len(found), sessions), -1, dtype=np.int64)
-    for row, ((_, tests), ids) in enumerate(zip(found, splitter.get_path_ids(), strict=True)):
-        for fold, number in zip(tests, ids, strict=True):
-            path[row, fold] = number
-    return CombinatorialSplits(
-        tuple(train for train, _ in found), tuple(np.concatenate(tests) for _, tests in found), path
-    )
 
 
 def _empty(what: str) -> DataError:
