@@ -17,6 +17,7 @@ REMEDIES = {
     errno.EROFS: "the disk is read-only; choose a place you may write to",
     errno.ENOENT: "no such place; check the path",
     errno.ENOTDIR: "a file is in the way; check the path",
+    errno.EEXIST: "a file is in the way of a folder; check the path",
 }
 
 

@@ -77,6 +77,7 @@ def test_people_read_the_repairs_too(file: Path) -> None:
         (["--out", "x.csv"], "usage", "give both"),
         (["--fix", "--out", "bars.csv"], "bad_file", "choose another --out"),
         (["--fix", "--out", "x.xlsx"], "bad_file", "unknown extension"),
+        (["--fix", "--out", "bars.csv/x.csv"], "disk_error", "a file is in the way"),
     ],
 )
 def test_wrong_ways_to_ask_are_named_and_write_nothing(
