@@ -28,7 +28,15 @@ from trading.repair import Repair, repaired
 REQUIRED = ("timestamp", *PRICES, "volume")
 OPTIONAL = ("signal",)
 
-READERS: dict[str, Callable[[Path], pd.DataFrame]] = {".csv": pd.read_csv, ".parquet": pd.read_parquet}
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    frame = pd.read_csv(path)
+    if not isinstance(frame.index, pd.RangeIndex):  # pandas would shift every column by one and say nothing
+        raise ValueError("its rows have more fields than its header, such as a comma at their end")
+    return frame
+
+
+READERS: dict[str, Callable[[Path], pd.DataFrame]] = {".csv": _read_csv, ".parquet": pd.read_parquet}
 
 log = structlog.get_logger(__name__)
 

@@ -75,6 +75,7 @@ def test_column_names_match_in_any_case_and_only_known_ones_are_kept(bars: pd.Da
         ("broken.parquet", b"PAR1 not really", "not readable"),
         ("binary.csv", b"\xff\xfe\x00\x80\x81", "not readable"),
         ("ragged.csv", b"a,b\n1,2\n1,2,3\n", "not readable"),
+        ("trailing.csv", b"timestamp,open,high,low,close,volume\nx,1,1,1,1,1,\n", "more fields than its header"),
         ("columns.csv", b"timestamp,open\n2023-01-02T09:15+05:30,1\n", "missing columns high, low, close"),
         ("header.csv", b"timestamp,open,high,low,close,volume\n", "no rows"),
         ("twice.csv", b"timestamp,open,Open,high,low,close,volume\nx,1,1,1,1,1,1\n", "open occur twice"),
