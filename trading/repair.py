@@ -66,7 +66,8 @@ def repaired(frame: pd.DataFrame, source: str) -> tuple[pd.DataFrame, list[Repai
         made += again
         if len(bars) == 0 or bars["timestamp"].dt.normalize().nunique() < MAX_DROPPED_RATIO * sessions:
             raise DataError(
-                f"{source}: over {MAX_DROPPED_RATIO:.0%} of its {sessions} sessions cannot be used; bring better data",
+                f"{source}: over {MAX_DROPPED_RATIO:.0%} of its {sessions} sessions cannot be used, nothing was "
+                f"written; bring better data:\n{_listing(frame)}",
                 code="beyond_repair",
             )
         if not again:
@@ -78,9 +79,12 @@ def repaired(frame: pd.DataFrame, source: str) -> tuple[pd.DataFrame, list[Repai
 
 
 def _not_mended(frame: pd.DataFrame, source: str) -> DataError:
+    return DataError(f"{source}: not repaired, nothing was written; by hand:\n{_listing(frame)}", code="bad_bars")
+
+
+def _listing(frame: pd.DataFrame) -> str:
     report = examine(frame)[1]
-    listing = "\n".join(f"  - {problem}" for problem in (*report.problems, *report.defects))
-    return DataError(f"{source}: not repaired, nothing was written; by hand:\n{listing}", code="bad_bars")
+    return "\n".join(f"  - {problem}" for problem in (*report.problems, *report.defects))
 
 
 def _once(bars: pd.DataFrame) -> tuple[pd.DataFrame, list[Repair]]:

@@ -224,17 +224,19 @@ def test_what_no_repair_mends_is_named_and_nothing_is_written(tmp_path: Path, co
 
 
 @pytest.mark.parametrize(
-    "bars",
+    ("bars", "why"),
     [
-        CLEAN.assign(close=CLEAN["close"].where(CLEAN.index < 25 * SESSION)),
-        CLEAN.assign(timestamp="soon"),
-        CLEAN.assign(volume=np.nan),
+        (CLEAN.assign(close=CLEAN["close"].where(CLEAN.index < 25 * SESSION)), "missing_value"),
+        (CLEAN.assign(timestamp="soon"), "unreadable_timestamp"),
+        (CLEAN.assign(volume=np.nan), "missing_value"),
     ],
     ids=["more than half", "no time at all", "no volume at all"],
 )
-def test_a_file_that_would_lose_over_half_of_its_sessions_is_not_repaired(tmp_path: Path, bars: pd.DataFrame) -> None:
+def test_a_file_that_would_lose_over_half_of_its_sessions_is_not_repaired(
+    tmp_path: Path, bars: pd.DataFrame, why: str
+) -> None:
     bars.to_csv(tmp_path / "bars.csv", index=False)
-    with pytest.raises(DataError, match="cannot be used") as refused:
+    with pytest.raises(DataError, match=f"cannot be used.*\n.*{why}") as refused:
         fix(tmp_path / "bars.csv")
     assert refused.value.code == "beyond_repair"
     assert [path.name for path in tmp_path.iterdir()] == ["bars.csv"]
