@@ -100,9 +100,7 @@ class TradingEnv(gym.Env[Observed, Acted]):
         """
         if self._done:
             raise gym.error.ResetNeeded("call reset() before step(): there is no session in progress")
-        chosen, quantity = int(action[0]), float(np.asarray(action[1]).item())
-        if not (0 <= chosen < N_ACTIONS and 1.0 <= quantity < math.inf):
-            raise DataError(f"({chosen}, {quantity}) is not an action 0 to 4 and a finite quantity of at least 1")
+        chosen, quantity = _decided(action)
         legal = bool(LEGAL[self._position + 1, chosen])
         told = self._settle(chosen if legal else int(Action.HOLD), quantity)
         told["legal"] = legal
@@ -156,3 +154,15 @@ class TradingEnv(gym.Env[Observed, Acted]):
 
     def _info(self) -> dict[str, Any]:
         return {"action_mask": LEGAL[self._position + 1].copy(), "session": self._session, "units": self._units}
+
+
+def _decided(action: Acted) -> tuple[int, float]:
+    """The action and the quantity of a pair. Raises DataError for anything else."""
+    try:
+        chosen, quantity = int(action[0]), float(np.asarray(action[1]).item())
+        whole = chosen == action[0]
+    except (TypeError, ValueError, IndexError, OverflowError):  # not a pair, not a number, infinite
+        chosen, quantity, whole = -1, math.nan, False
+    if not (whole and 0 <= chosen < N_ACTIONS and 1.0 <= quantity < math.inf):
+        raise DataError(f"{action} is not an action 0 to 4 and a finite quantity of at least 1")
+    return chosen, quantity

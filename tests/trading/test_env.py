@@ -1,5 +1,7 @@
 """Positions, costs, sessions: the lock-step environment against plain arithmetic, and Gymnasium's own checker."""
 
+from typing import Any
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -188,8 +190,8 @@ def test_stable_baselines3_learns_in_it_behind_two_wrappers() -> None:
     assert learner.num_timesteps == 160
 
 
-@pytest.mark.parametrize("action", [-1, 5])
-def test_a_number_that_is_no_action_is_refused_with_nothing_changed(action: int) -> None:
+@pytest.mark.parametrize("action", [-1, 5, 2.7, np.nan, np.inf, None, "BUY"])
+def test_what_is_no_action_is_refused_with_nothing_changed(action: Any) -> None:
     env = TradingEnv(MARKET, SCHEMA, COST)
     env.reset(seed=0)
     at = env._at
