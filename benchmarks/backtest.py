@@ -35,7 +35,7 @@ CROSSOVER_BARS = (50_000, 250_000)
 YEARS = (250, 2500)  # sessions
 FAST, SLOW = 20, 50  # bars
 UNITS, FEE_RATIO, CAPITAL = 10.0, 1.5e-4, 4e6
-RUNS = 3
+RUNS, OVERHEAD_RUNS = 3, 51  # the latter take milliseconds
 PEERS = ("vectorbt", "backtesting", "nautilus_trader")
 EQUITY_TOLERANCE = 1e-6  # relative
 STOPS = 5.0  # of the halting head's bias: above every threshold
@@ -101,7 +101,7 @@ def _overhead(settings: Settings, sessions: int) -> float:
     market = market_of_sessions(settings, sessions)
     plan, observed, cost = crossover(market), schema(settings.observation), flat_costs(1e4 * FEE_RATIO)
     work = partial(backtest.run, plan, market, observed, cost=cost, initial_capital=CAPITAL)
-    return len(market.bars) / median_seconds(work, 5 * RUNS)
+    return len(market.bars) / median_seconds(work, OVERHEAD_RUNS)
 
 
 def year_with_model(settings: Settings, sessions: int = YEARS[0]) -> dict[str, Any]:
