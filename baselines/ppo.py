@@ -335,9 +335,10 @@ class Ppo:
             free = ratio * advantage
             clipped = ratio.clamp(1.0 - hyper.clip_range, 1.0 + hyper.clip_range) * advantage
             by_log_prob = torch.where(free <= clipped, free / -count, 0.0)  # a smaller clipped term is a constant
-            by_entropy = torch.full_like(ratio, -hyper.ent_coef / count)
             by_value = (found.value - target) * (hyper.vf_coef / count)
-        told = [(found.log_prob, by_log_prob), (found.entropy, by_entropy), (found.value, by_value)]
+        told = [(found.log_prob, by_log_prob), (found.value, by_value)]
+        if hyper.ent_coef:
+            told.append((found.entropy, torch.full_like(by_value, -hyper.ent_coef / count)))
         if found.auxiliary is not None:
             told.append((found.auxiliary, torch.ones_like(found.auxiliary)))
         torch.autograd.backward([output for output, _ in told], [derivative for _, derivative in told])

@@ -60,9 +60,9 @@ def trainer(env: Targets, hyper: PpoTraining, *, samples: int) -> Callable[[], f
     model = model_of(LockStep(env, hyper.n_envs, width), hyper)
 
     def work() -> float:
-        before, started = model.num_timesteps, time.perf_counter()
+        before, started = model.num_timesteps, time.process_time()
         model.learn(samples, reset_num_timesteps=False)
-        return (model.num_timesteps - before) / (time.perf_counter() - started)
+        return (model.num_timesteps - before) / (time.process_time() - started)
 
     return work
 

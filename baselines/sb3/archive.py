@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickletools
 import struct
 import zipfile
 import zlib
@@ -31,6 +32,12 @@ PARAMETERS = 28_000_000
 COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what bounds the memory it unpacks with
 ENCRYPTED = 0x1
 END = struct.Struct("<4s4H2LH")  # of a zip: signature, disks and counts, size and offset of the directory, comment
+OPCODES = 20_000  # of a pickle of weights: some 40 for a tensor
+STORED_NAMES = {f"torch {kind}Storage" for kind in ("Float", "Double", "Half", "BFloat16")} | {
+    "collections OrderedDict",
+    "torch._utils _rebuild_tensor_v2",
+    "torch._utils _rebuild_parameter",
+}
 TRUST = "; if you made it yourself, --trust lets stable-baselines3 load it, which executes what it contains"
 
 
@@ -117,25 +124,48 @@ def _json(content: bytes, file: Path) -> dict[str, Any]:
 
 
 def _weights(content: bytes, file: Path) -> dict[str, Tensor]:
-    _require_stored(content, file)
+    records = _plain_records(content, file)
     try:
-        loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        loaded = torch.load(records, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or hostile file makes torch's reader raise
         first = (str(error) or type(error).__name__).splitlines()[0]
         raise refused(f"{file}: policy.pth holds something else than weights ({first[:200]})") from None
     return checked_weights(loaded, str(file))
 
 
-def _require_stored(content: bytes, file: Path) -> None:
-    """torch writes its records uncompressed, so that what they unpack to is no more than what was read."""
+def _plain_records(content: bytes, file: Path) -> io.BytesIO:
+    """The records of policy.pth, checked, in an archive of our own: torch's reader then sees what was checked.
+
+    torch writes its records uncompressed, so that what they unpack to is no more than what was read.
+    """
+    plain = io.BytesIO()
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as records:
-            plain = all(record.compress_type == zipfile.ZIP_STORED for record in records.infolist())
-            total = sum(record.file_size for record in records.infolist())
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
+        with zipfile.ZipFile(io.BytesIO(content)) as source, zipfile.ZipFile(plain, "w") as target:
+            _require_stored(source, len(content), file)
+            _require_plain(source, file)
+            for name in source.namelist():
+                record = source.read(name)
+                if name.endswith(".pkl"):
+                    _require_tensors(record, file)
+                target.writestr(name, record)
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, ValueError) as error:
         raise refused(f"{file}: policy.pth is not in torch's format of today ({error})") from None
-    if not plain or total > len(content):
+    plain.seek(0)
+    return plain
+
+
+def _require_stored(records: zipfile.ZipFile, size: int, file: Path) -> None:
+    plain = all(record.compress_type == zipfile.ZIP_STORED for record in records.infolist())
+    if not plain or sum(record.file_size for record in records.infolist()) > size:
         raise refused(f"{file}: policy.pth is compressed or overlaps itself, which torch never writes")
+
+
+def _require_tensors(content: bytes, file: Path) -> None:
+    """Tensors and nothing else: what weights_only lets a pickle call can still take all memory, or hours."""
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):
+        if count > OPCODES or (opcode.name == "GLOBAL" and argument not in STORED_NAMES):
+            what = f"more than {OPCODES:,} opcodes" if count > OPCODES else f"{argument!r:.100}"
+            raise refused(f"{file}: policy.pth holds something else than weights ({what})")
 
 
 def checked_weights(loaded: Any, where: str) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from baselines.sb3.archive import read_bounded, refused
 from baselines.sb3.pickled import Record, array_of, read_pickle
-from core.errors import DataError
+from core.errors import DataError, ModelError
 
 LIMIT_MB = 64
 LARGEST = float(np.finfo(np.float32).max)  # no limit
@@ -54,7 +54,7 @@ class Normalization:
         """
         unknown = self.mean.keys() - {name for name, _ in parts}
         if unknown:
-            raise refused(f"the normalization is of {sorted(self.mean)}, the observation has {[n for n, _ in parts]}")
+            raise refused(f"the normalization is of {list(self.mean)}, the observation has {[n for n, _ in parts]}")
         columns = [self._part(name, shape) for name, shape in parts]
         mean, std, limit = (np.concatenate(column) for column in zip(*columns, strict=True))
         return mean, std, limit
@@ -88,7 +88,9 @@ def _from_npz(content: bytes, file: Path) -> Normalization:
             clip=float(arrays["clip"]),
             epsilon=float(arrays["epsilon"]),
         )
-    except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except ModelError:
+        raise
+    except Exception as error:  # whatever a damaged or hostile file makes numpy's reader raise
         raise refused(f"{file}: has no clip, epsilon, mean.* and var.* ({error}); make it with:\n  {EXTRACT}") from None
 
 

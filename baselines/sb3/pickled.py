@@ -135,7 +135,7 @@ class _Machine:
         if not isinstance(target, dict):
             raise TypeError("items for something that is no dictionary")
         for key, value in zip(pairs[::2], pairs[1::2], strict=True):
-            if not isinstance(key, str | int):
+            if not isinstance(key, str):  # numbers can be chosen so that a dictionary of them takes hours to fill
                 raise DataError(f"a key of type {type(key).__name__}")
             target[key] = value
 
@@ -163,6 +163,8 @@ class _Machine:
         self.stack[-1].state = state
 
     def put(self, argument: int) -> None:
+        if not 0 <= argument <= OPCODES:
+            raise DataError("a memo of a number that no pickler gives")
         self.memo[argument] = self.stack[-1]
 
     def memoize(self, _: Any) -> None:
