@@ -105,6 +105,7 @@ def _print_report(file: Path, report: QualityReport) -> None:
         ("missing", _listed(report.missing_sessions)),
         ("not in the calendar", _listed(report.off_calendar)),
         ("after a long break", _listed(report.long_breaks)),
+        ("begin late, end early", _listed(report.partial_sessions)),
         ("large moves, kept", _listed(report.large_moves)),
     ):
         facts.add_row(name, value)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import date
+from datetime import date, datetime
+from typing import get_args
 
 import pandas as pd
 
@@ -31,6 +32,27 @@ def against_calendar(days: list[date]) -> tuple[tuple[str, ...], tuple[str, ...]
             runs.append([])
     missing = (f"{run[0]}/{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs if run)
     return tuple(missing), tuple(str(day) for day in known if not calendar.is_session(day))
+
+
+def partial_sessions(times: pd.Series, interval: pd.Timedelta) -> tuple[str, ...]:
+    """Sessions whose first bars are missing, or whose last, by any segment's hours; they are used as they are.
+
+    `times` are starts of bars in order and within the hours.
+    """
+    first, last = calendar.bounds()
+    spans = times.groupby(times.dt.date).agg(["first", "last"])
+    return tuple(
+        f"{day} {begins:%H:%M} to {ends:%H:%M}"
+        for day, begins, ends in spans.itertuples()
+        if first <= day <= last and _is_partial(day, begins, ends, interval)
+    )
+
+
+def _is_partial(day: date, begins: pd.Timestamp, ends: pd.Timestamp, interval: pd.Timedelta) -> bool:
+    hours = [calendar.trading_hours(day, segment) for segment in get_args(calendar.Segment)]
+    opens, closes = max(opens for opens, _ in hours), min(closes for _, closes in hours)
+    late = begins - datetime.combine(day, opens, calendar.KOLKATA)
+    return bool(late >= interval or datetime.combine(day, closes, calendar.KOLKATA) - ends >= 2 * interval)
 
 
 def long_breaks(days: pd.Series) -> tuple[str, ...]:

@@ -3,8 +3,8 @@
     problems   the bars cannot be trusted (NaN, naive timestamps, unsorted rows, stamps at the bar's end, ...)
     defects    faults of a session (a gap, an outlier, rows outside the hours, under 90 % of the usual bars, ...):
                such sessions are left out whole while they are at most 2 % of all; above that they are problems
-    the rest   facts: sessions missing against the calendar or not in it, long breaks, large moves. A fall of 9 %
-               over night happens, and stays
+    the rest   facts: sessions missing against the calendar or not in it or without their first or last bars, long
+               breaks, large moves. A fall of 9 % over night happens, and stays
 
 Corrupt data is worse than no data: a session is used whole or not at all, and nothing is repaired here
 (trading/repair.py does that, into another file, when asked).
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from trading.bar_facts import against_calendar, large_moves, long_breaks
+from trading.bar_facts import against_calendar, large_moves, long_breaks, partial_sessions
 from trading.bar_faults import (
     MAX_CONSTANT_RATIO,
     MIN_LENGTH_RATIO,
@@ -103,6 +103,7 @@ class QualityReport:
     missing_sessions: tuple[str, ...]  # sessions of the calendar without bars; `first/last` of a run of them
     off_calendar: tuple[str, ...]  # sessions on days on which the exchange is closed
     long_breaks: tuple[str, ...]  # first session after more than 7 days without one
+    partial_sessions: tuple[str, ...]  # they begin after the opening or end before the close
     large_moves: tuple[str, ...]  # the largest ones that are believed
     dropped_sessions: tuple[str, ...]  # left out by whoever loads the file
     defects: tuple[Problem, ...]  # of the sessions left out
@@ -133,8 +134,8 @@ def examine(frame: pd.DataFrame) -> tuple[pd.DataFrame, QualityReport]:
         problems, found, defective = problems + found, [], defective & False
     elif interval is None and not problems:
         problems = [Problem("not_intraday", len(bars), "row 1", REMEDIES["not_intraday"])]
-    moves = large_moves(sound_prices(ordered, judged)) if judged else ()
-    report = _report(bars, interval, moves, (day[defective], found, problems))
+    facts = _facts(ordered, interval, judged) if judged and interval is not None else {}
+    report = _report(bars, interval, facts, (day[defective], found, problems))
     return bars[~defective].reset_index(drop=True), report
 
 
@@ -154,6 +155,16 @@ def _file_faults(bars: pd.DataFrame, interval: pd.Timedelta, defects: Faults) ->
     }
 
 
+def _facts(bars: pd.DataFrame, interval: pd.Timedelta, defects: Faults) -> dict[str, tuple[str, ...]]:
+    """What the sessions of bars in order show and is no fault."""
+    stamps = bars["timestamp"][~defects["outside_hours"]]
+    starts = stamps - interval if end_stamped(bars["timestamp"], interval) else stamps
+    return {
+        "partial_sessions": partial_sessions(starts, interval),
+        "large_moves": large_moves(sound_prices(bars, defects)),
+    }
+
+
 def _found(faults: Faults, timestamps: pd.Series) -> list[Problem]:
     """A Problem for each mask with a row in it; rows count from 1 below the header."""
     found = []
@@ -168,7 +179,7 @@ def _found(faults: Faults, timestamps: pd.Series) -> list[Problem]:
 def _report(
     bars: pd.DataFrame,
     interval: pd.Timedelta | None,
-    moves: tuple[str, ...],
+    facts: Mapping[str, tuple[str, ...]],
     findings: tuple[pd.Series, list[Problem], list[Problem]],
 ) -> QualityReport:
     dropped, defects, problems = findings
@@ -191,7 +202,8 @@ def _report(
         missing_sessions=missing,
         off_calendar=off_calendar,
         long_breaks=long_breaks(days),
-        large_moves=moves,
+        partial_sessions=facts.get("partial_sessions", ()),
+        large_moves=facts.get("large_moves", ()),
         dropped_sessions=tuple(f"{each:%Y-%m-%d}" for each in dropped.unique()),
         defects=tuple(defects),
         problems=tuple(problems),

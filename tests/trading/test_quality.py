@@ -47,6 +47,7 @@ def test_clean_bars_have_nothing_to_report(clean: pd.DataFrame) -> None:
     assert (report.rows, report.sessions, report.interval_s) == (60 * 75, 60, 300)
     assert report.session_lengths == {75: 60}
     assert report.missing_sessions == report.off_calendar == report.long_breaks == report.large_moves == ()
+    assert report.partial_sessions == ()
 
 
 @pytest.mark.parametrize(("minutes", "first"), [(1, "09:16"), (5, "09:20"), (15, "09:30")])
@@ -180,6 +181,17 @@ def test_missing_sessions_are_told_in_runs_and_days_without_a_session_by_name(cl
     report = report_on(pd.concat([clean, sunday]).sort_values("timestamp"))
     assert report.off_calendar == ("2023-01-08",)
     assert codes(report) == set()
+
+
+@pytest.mark.parametrize("shift", [0.0, 5.0], ids=["stamped at the start", "stamped at the end"])
+def test_sessions_without_their_first_or_last_bars_are_told_and_kept(clean: pd.DataFrame, shift: float) -> None:
+    place = pd.Series(np.arange(len(clean)) % 75, index=clean.index)
+    late, early = rows_of(clean, 3) & (place < 3), rows_of(clean, 30) & (place == 74)
+    bars = clean[~late & ~early]
+    report = report_on(bars.assign(timestamp=bars["timestamp"] + shift * MINUTE))
+    days = [f"{clean['timestamp'].iloc[75 * session]:%Y-%m-%d}" for session in (3, 30)]
+    assert report.partial_sessions == (f"{days[0]} 09:30 to 15:25", f"{days[1]} 09:15 to 15:20")
+    assert codes(report) == ({"end_stamped"} if shift else set())
 
 
 def test_special_sessions_on_weekends_are_in_the_calendar() -> None:
