@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from core.errors import ConfigError
+from core.errors import ConfigError, DataError
 from core.files import write_atomically
 from core.settings import Settings, load_settings
 from flows.options import AsJson, Data, Seed, existing
@@ -54,11 +54,15 @@ def backtest(  # noqa: PLR0913, PLR0917 - options of a command, all by name
     if (model is None) == (compare is None):
         raise ConfigError("give either --model NAME/VERSION or --compare CHAMPION CHALLENGER", code="usage")
     settings = load_settings()
-    course = _course(settings, existing(data), symbol, (_day(first), _day(last)), seed)
+    dates = (_day(first), _day(last))
+    if dates[0] and dates[1] and dates[0] > dates[1]:
+        raise ConfigError(f"--from {dates[0]} is after --to {dates[1]}", code="usage")
+    path, models = existing(data), compare or (str(model),)
+    days = _simulated(settings, symbol, dates, seed) if path is None else _file(settings, path, symbol, dates, models)
     if compare is not None:
-        _compare(settings, course, compare, report, as_json)
+        _compare(settings, days, compare, report, as_json)
     else:
-        _one(settings, course, str(model), report, cost_sweep=cost_sweep, as_json=as_json)
+        _one(settings, days, str(model), report, cost_sweep=cost_sweep, as_json=as_json)
 
 
 @dataclass(frozen=True)
@@ -69,29 +73,60 @@ class Course:
     symbol: str | None
     dates: tuple[date | None, date | None]
     name: str
+    seen_until: date | None = None  # the day before the first that a model was neither trained nor chosen on
+
+    @property
+    def in_sample(self) -> bool:
+        """Whether a model knows some of the days already, so that its results say nothing about it."""
+        return self.seen_until is not None and (self.dates[0] or date.min) <= self.seen_until
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The same as JSON values."""
+        return {"seen_until": self.seen_until and self.seen_until.isoformat(), "in_sample": self.in_sample}
+
+    @property
+    def caution(self) -> str | None:
+        """What a person must know of the days."""
+        if self.seen_until is None:
+            return None
+        if self.in_sample:
+            return f"IN SAMPLE: the days up to {self.seen_until} were trained on; without --from they are left out"
+        return f"the days up to {self.seen_until} were trained on and are left out"
 
 
-def _course(
-    settings: Settings,
-    data: Path | None,
-    symbol: str | None,
-    dates: tuple[date | None, date | None],
-    seed: int,
-) -> Course:
-    """Without a file, the sessions of the seed that no model of that seed was trained on."""
+def _simulated(settings: Settings, symbol: str | None, dates: tuple[date | None, date | None], seed: int) -> Course:
+    """The sessions of the seed that no model of that seed was trained on."""
     from trading.dataset import build_dataset
-    from trading.files import load_market_bars
     from trading.market import session_days
 
-    if dates[0] and dates[1] and dates[0] > dates[1]:
-        raise ConfigError(f"--from {dates[0]} is after --to {dates[1]}", code="usage")
-    if data is not None:
-        return Course(load_market_bars(data), symbol, dates, data.stem)
     if symbol is not None:
         raise ConfigError("--symbol says what the bars of --data are; the synthetic market has none", code="usage")
     test = build_dataset(settings, None, seed).test
     begins = session_days(test)[0]  # what is before is warm-up
     return Course(test.bars, None, (max(begins, dates[0] or begins), dates[1]), f"synthetic-{seed}")
+
+
+def _file(
+    settings: Settings,
+    data: Path,
+    symbol: str | None,
+    dates: tuple[date | None, date | None],
+    models: tuple[str, ...],
+) -> Course:
+    """All days of the file, or those that a model trained on this very file has not seen."""
+    from serving.store import load_version
+    from trading.dataset import build_dataset
+    from trading.files import load_market_bars
+    from trading.market import session_days
+
+    bars, store = load_market_bars(data), settings.paths.state_dir / "models"
+    limit_mb = settings.performance.model_size_limit_mb
+    digests = {load_version(store, model, size_limit_mb=limit_mb).manifest.dataset_digest for model in models}
+    if bars.digest not in digests:
+        return Course(bars, symbol, dates, data.stem)
+    unseen = session_days(build_dataset(settings, data, seed=0).test)[0]
+    return Course(bars, symbol, (dates[0] or unseen, dates[1]), data.stem, unseen - timedelta(days=1))
 
 
 def _one(
@@ -101,17 +136,18 @@ def _one(
     from trading.tearsheet import facts, tearsheet
 
     (tested,) = _run(settings, course, [model])
-    page = tearsheet(model, tested.result, tested.rule, note=tested.lots or "")
+    notes = [note for note in (course.caution, tested.lots) if note]
+    page = tearsheet(model, tested.result, tested.rule, note=". ".join(notes))
     written = _write(settings, report, f"{model}-{course.name}", page)
     told = tested.answer()
     if cost_sweep:
         sweep = record(tested.result, model).cost_sweep()
         told["cost_sweep"] = {f"{multiple:g}": mean for multiple, mean in sweep.items()}  # bps per session
     if as_json:
-        answer(told | {"report": str(written)}, as_json)
+        answer(told | course.facts | {"report": str(written)}, as_json)
         return
     rows = {f"at {multiple} times the charges": f"{mean:+.2f} bps" for multiple, mean in _swept(told).items()}
-    _print(f"{model} on {tested.result.market.name}", facts(told), rows, (tested.lots, f"Report: {written}"))
+    _print(f"{model} on {tested.result.market.name}", facts(told), rows, (*notes, f"Report: {written}"))
 
 
 def _compare(settings: Settings, course: Course, models: tuple[str, str], report: Path | None, as_json: bool) -> None:
@@ -120,6 +156,8 @@ def _compare(settings: Settings, course: Course, models: tuple[str, str], report
     from trading.performance import record
     from trading.tearsheet import VERDICTS, comparison_facts, comparison_page
 
+    if course.in_sample:
+        raise DataError(f"no verdict can rest on days that were trained on. {course.caution}", code="in_sample")
     champion, challenger = _run(settings, course, models)
     compared = compare(
         record(champion.result, champion.model),
@@ -131,9 +169,9 @@ def _compare(settings: Settings, course: Course, models: tuple[str, str], report
     name = f"{champion.model}-vs-{challenger.model}-{course.name}"
     written = _write(settings, report, name, page)
     if as_json:
-        answer(compared.to_dict() | {"report": str(written)}, as_json)
+        answer(compared.to_dict() | course.facts | {"report": str(written)}, as_json)
         return
-    notes = (*compared.reasons, f"Report: {written}")
+    notes = (*compared.reasons, course.caution, f"Report: {written}")
     _print(VERDICTS[compared.verdict], comparison_facts(compared), {}, notes)
 
 
@@ -158,7 +196,7 @@ def _swept(told: dict[str, Any]) -> dict[str, float]:
     return dict(told.get("cost_sweep", {}))
 
 
-def _print(title: str, rows: list[Fact], more: dict[str, str], notes: tuple[str | None, ...]) -> None:
+def _print(title: str, rows: list[Fact], more: dict[str, str], notes: Sequence[str | None]) -> None:
     from rich.console import Console
     from rich.table import Table
 

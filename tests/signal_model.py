@@ -18,7 +18,9 @@ from trading.features import ACCOUNT_FEATURES, BAR_FEATURES, schema
 QUANTITY = 20.0
 
 
-def publish_signal_follower(settings: Settings, model_id: str, *, sign: float = 1.0) -> None:
+def publish_signal_follower(
+    settings: Settings, model_id: str, *, sign: float = 1.0, dataset_digest: str = "none"
+) -> None:
     """Long on a positive signal and short on a negative one; the other way round with `sign` -1."""
     model, golden = signal_follower(settings.observation.window, sign)
     name, version = model_id.split("/")
@@ -31,7 +33,7 @@ def publish_signal_follower(settings: Settings, model_id: str, *, sign: float = 
         parameters=1,
         observation=schema(settings.observation),
         quantity_max=100.0,
-        dataset_digest="none",
+        dataset_digest=dataset_digest,
     )
 
 
@@ -74,8 +76,8 @@ def signal_follower(window: int, sign: float) -> tuple[bytes, bytes]:
     return model, golden.getvalue()
 
 
-def nifty_bars() -> pd.DataFrame:
-    days = pd.bdate_range("2023-01-02", periods=12, tz="Asia/Kolkata") + pd.Timedelta(hours=9, minutes=15)
+def nifty_bars(sessions: int = 12) -> pd.DataFrame:
+    days = pd.bdate_range("2023-01-02", periods=sessions, tz="Asia/Kolkata") + pd.Timedelta(hours=9, minutes=15)
     times = [day + pd.Timedelta(minutes=5 * bar) for day in days for bar in range(30)]
     close = 18000 * np.exp(np.cumsum(np.random.default_rng(0).normal(0, 5e-4, len(times))))
     return pd.DataFrame(

@@ -15,6 +15,9 @@ from signal_model import nifty_bars, publish_signal_follower
 import cli
 from core.settings import Settings, load_settings
 from flows.drill_models import publish_policy
+from trading.dataset import build_dataset
+from trading.files import load_market_bars
+from trading.market import session_days
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,30 @@ def test_days_choose_the_sessions_and_not_the_history(hrm: Callable[..., Said], 
     ).json
     assert (some["start_date"], some["end_date"], some["sessions"]) == ("2023-01-12", "2023-01-13", 2)
     assert some["sessions"] < whole["sessions"]
+
+
+def test_days_that_a_model_was_trained_on_are_left_out_unless_asked_for(
+    hrm: Callable[..., Said], settings: Settings, tmp_path: Path
+) -> None:
+    file = tmp_path / "trained_on.csv"
+    nifty_bars(90).to_csv(file, index=False)
+    digest = load_market_bars(file).digest
+    publish_signal_follower(settings, "hrm/trained", dataset_digest=digest)
+    unseen = str(session_days(build_dataset(settings, file, seed=0).test)[0])
+    arguments = ("backtest", "--model", "hrm/trained", "--data", file, "--json")
+    told = hrm(*arguments).json
+    assert told["start_date"] == unseen
+    assert not told["in_sample"]
+    everything = hrm(*arguments, "--from", "2023-01-02").json
+    assert everything["start_date"] < unseen
+    assert everything["in_sample"]
+    assert "IN SAMPLE" in Path(everything["report"]).read_text()
+    pair = ("backtest", "--compare", "ppo/v1", "hrm/trained", "--data", file, "--json")
+    assert hrm(*pair).json["sessions"] == told["sessions"]
+    refused = hrm(*pair, "--from", "2023-01-02")
+    assert refused.code == 2
+    assert "trained on" in refused.err
+    assert hrm("backtest", "--model", "ppo/v1", "--data", file, "--json").json["seen_until"] is None
 
 
 def test_without_a_file_held_out_sessions_of_the_synthetic_market_are_tested(hrm: Callable[..., Said]) -> None:
