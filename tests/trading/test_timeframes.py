@@ -13,7 +13,7 @@ from core.errors import DataError
 from core.settings import Observation as ObservationSettings
 from trading.dataset import build_dataset
 from trading.features import WARM_UP_BARS, advance_all, initial_state, schema
-from trading.market import Bars, Market, market_of, prepare
+from trading.market import MAX_BREAK_NS, Bars, Market, market_of, prepare
 from trading.observations import observe, windows
 from trading.stream import FeatureWindow, replay
 from trading.synthetic import simulate
@@ -69,9 +69,10 @@ def test_stamps_that_wander_are_the_same_live_and_in_a_batch() -> None:
     assert_live_equals_batch(Bars(**{**bars.__dict__, "timestamps": bars.timestamps + jitter}), {"m15": 8, "day": 4})
 
 
-def test_a_hole_inside_a_session_is_the_same_live_and_in_a_batch() -> None:
-    timestamps = REGULAR.timestamps.copy()
-    timestamps[40 * 5 + 16 :] += 8 * 86_400 * 10**9
+@pytest.mark.parametrize("hole_ns", [MAX_BREAK_NS, MAX_BREAK_NS + 1], ids=["a week", "more"])
+def test_a_hole_inside_a_session_is_the_same_live_and_in_a_batch(hole_ns: int) -> None:
+    timestamps, after = REGULAR.timestamps.copy(), 40 * 5 + 16
+    timestamps[after:] += hole_ns - (timestamps[after] - timestamps[after - 1])
     assert_live_equals_batch(Bars(**{**REGULAR.__dict__, "timestamps": timestamps}), {"m15": 8, "day": 4})
 
 
