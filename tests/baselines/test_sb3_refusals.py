@@ -139,6 +139,45 @@ def test_a_zip_bomb_inside_the_weights(archive: Path, tmp_path: Path) -> None:
     assert_refused("compressed or overlaps", rewritten(archive, tmp_path / "agent.zip", deflate), tmp_path)
 
 
+CALL = b"X\x01\x00\x00\x00a\x85R."  # of the name before it, with one argument
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        b"\x80\x02cbuiltins\nbytearray\n" + CALL,
+        b"\x80\x02ctorch.storage\nUntypedStorage\n" + CALL,
+        b"\x80\x02c_codecs\nencode\n" + CALL,
+        b"\x80\x02ccollections\nCounter\n" + CALL,
+        b"\x80\x02}(" + b"K\x01N" * 10_000 + b"u.",
+        b"\x80\x02",
+    ],
+)
+def test_what_weights_only_would_let_a_pickle_call_or_fill_is_not_begun(
+    program: bytes, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gigabytes, a quadratic codec, keys that collide: all of them within torch's own limits."""
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch read it"))
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as records:
+        records.writestr("archive/data.pkl", program)
+    change: Change = lambda members: members | {"policy.pth": buffer.getvalue()}  # noqa: E731
+    assert_refused("policy.pth", rewritten(archive, tmp_path / "agent.zip", change), tmp_path)
+
+
+def test_torch_is_given_what_was_checked_and_nothing_beside_it(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two readers of zip files may see two archives in one file."""
+    hidden = b"what only another reader would find"
+    given: list[bytes] = []
+    load = torch.load
+    monkeypatch.setattr(torch, "load", lambda file, **options: given.append(file.getvalue()) or load(file, **options))
+    change: Change = lambda members: members | {"policy.pth": hidden + members["policy.pth"]}  # noqa: E731
+    read_source(rewritten(archive, tmp_path / "agent.zip", change), None)
+    assert len(given) == 1 and hidden not in given[0]
+
+
 def test_a_huge_view_of_a_few_weights(archive: Path, tmp_path: Path) -> None:
     buffer = io.BytesIO()
     torch.save({"action_net.weight": torch.zeros(1).expand(10**6, 10**6)}, buffer)
@@ -238,8 +277,8 @@ def with_weights(archive: Path, out: Path, change: Callable[[dict[str, torch.Ten
     [
         ("action_net.bias", torch.full((5,), torch.nan), "not finite"),
         ("action_net.bias", torch.zeros(4), "no linear layer"),
-        ("action_net.bias", torch.zeros(5, dtype=torch.int64), "no tensor of floats"),
-        ("action_net.bias", torch.zeros(5).to_sparse(), "no dense tensor"),
+        ("action_net.bias", torch.zeros(5, dtype=torch.int64), "something else than weights .*LongStorage"),
+        ("action_net.bias", torch.zeros(5).to_sparse(), "something else than weights .*_rebuild_sparse_tensor"),
         ("action_net.weight", torch.zeros(5, 63), "takes 63 numbers, 64 were expected"),
         ("value_net.weight", torch.zeros(64), "no linear layer"),
         ("mlp_extractor.policy_net.0.weight", torch.zeros(64, 14), "takes 14 numbers, 15 were expected"),
@@ -251,6 +290,19 @@ def with_weights(archive: Path, out: Path, change: Callable[[dict[str, torch.Ten
 def test_weights_of_another_network(name: str, value: torch.Tensor, match: str, archive: Path, tmp_path: Path) -> None:
     altered = with_weights(archive, tmp_path / "agent.zip", lambda weights: weights.__setitem__(name, value))
     assert_refused(match, altered, tmp_path)
+
+
+def test_weights_that_are_finite_but_answer_with_what_is_not(archive: Path, tmp_path: Path) -> None:
+    """Infinite in torch and in onnxruntime alike, whose difference is no number."""
+
+    def overflowing(weights: dict[str, torch.Tensor]) -> None:
+        weights["value_net.weight"] = torch.full_like(weights["value_net.weight"], 3e38)
+        weights["mlp_extractor.value_net.2.bias"] = torch.full((64,), 9.0)
+
+    altered = with_weights(archive, tmp_path / "agent.zip", overflowing)
+    with pytest.raises(ModelError, match="nothing was published"):
+        publish(altered, tmp_path / "models")
+    assert not (tmp_path / "models").exists()
 
 
 def test_more_actions_than_outputs(archive: Path, tmp_path: Path) -> None:
@@ -430,6 +482,14 @@ def test_an_npz_that_unpacks_to_gigabytes(archive: Path, tmp_path: Path) -> None
     assert_refused("unpacks to more", archive, tmp_path, tmp_path / "v.npz")
 
 
+def test_an_npz_that_claims_terabytes(archive: Path, tmp_path: Path) -> None:
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": (10**13,)})
+    with zipfile.ZipFile(tmp_path / "v.npz", "w") as out:
+        out.writestr("mean..npy", header.getvalue())
+    assert_refused("has no clip", archive, tmp_path, tmp_path / "v.npz")
+
+
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
@@ -474,6 +534,8 @@ def test_no_bytes_are_more_than_a_refusal(content: bytes) -> None:
         b"\x80\x04" + b"(" * 100_000 + b"t" * 100_000 + b".",
         b"\x80\x04}" + b")\x85" * 1000 + b"Ns.",
         b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x7f.",
+        b"\x80\x04}" + b"\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x1fNs.",  # 2^61 - 1, whose hash is 0, as a key
+        b"\x80\x04Np2305843009213693951\n.",  # and as the number of a memo
     ],
 )
 def test_pickles_that_are_programs(content: bytes) -> None:
