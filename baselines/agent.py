@@ -72,10 +72,11 @@ class PpoAgent:
     @torch.inference_mode()
     def decide_batch(self, bars: Floats, account: Floats, complexity: Floats, position: NDArray[np.int64]) -> Decisions:
         """Greedy legal decisions for B finite rows: bars [B, W, F], account [B, A], position [B]."""
-        logits, log_quantity, _ = self.network(torch.from_numpy(bars), torch.from_numpy(account))
-        action = log_policy(logits, torch.from_numpy(legal_actions(position))).argmax(dim=1)
+        device = self.network.body.first.weight.device
+        logits, log_quantity, _ = self.network(*(torch.from_numpy(part).to(device) for part in (bars, account)))
+        action = log_policy(logits, torch.from_numpy(legal_actions(position)).to(device)).argmax(dim=1)
         quantity = log_quantity.exp().clamp(1.0, self.quantity_max).double()
-        return Decisions(action.numpy(), quantity.numpy(), np.ones(len(position), dtype=np.int64))
+        return Decisions(action.cpu().numpy(), quantity.cpu().numpy(), np.ones(len(position), dtype=np.int64))
 
 
 class CostRamp:
