@@ -53,6 +53,12 @@ def backtest(  # noqa: PLR0913, PLR0917 - options of a command, all by name
     """Backtest a published model, or two beside each other, with all costs: held-out sessions, or your file."""
     if (model is None) == (compare is None):
         raise ConfigError("give either --model NAME/VERSION or --compare CHAMPION CHALLENGER", code="usage")
+    if compare is not None and compare[0] == compare[1]:
+        raise ConfigError(f"--compare {compare[0]} with itself; give two models", code="usage")
+    if report is not None and report.is_dir():
+        raise ConfigError(
+            f"--report {report} is a directory; give a file, such as {report / 'page.html'}", code="usage"
+        )
     settings = load_settings()
     dates = (_day(first), _day(last))
     if dates[0] and dates[1] and dates[0] > dates[1]:

@@ -179,6 +179,8 @@ def empty(file: Path) -> Path:
     [
         ((), "usage", "--model NAME/VERSION or --compare"),
         (("--model", "ppo/v1", "--compare", "ppo/v1", "hrm/v1"), "usage", "either"),
+        (("--compare", "ppo/v1", "ppo/v1", "--data", "FILE"), "usage", "itself"),
+        (("--model", "ppo/v1", "--data", "FILE", "--report", "."), "usage", "directory"),  # before it runs
         (("--compare", "ppo/v1"), "model_id_invalid", "--json"),  # which was taken for the challenger
         (("--model", "ppo/none", "--data", "FILE"), "model_not_found", "ppo/none"),
         (("--model", "none", "--data", "FILE"), "model_id_invalid", "none"),
