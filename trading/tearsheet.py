@@ -141,7 +141,7 @@ def comparison_facts(compared: Comparison) -> list[Fact]:
         Fact("Sharpe, challenger less champion", _number(sharpe["value"]), _interval(sharpe), _tone(sharpe["value"])),
         Fact("Probably worse", f"{compared.worse_probability:.1%}", "share of the resampled means below zero"),
         Fact("Sessions to decide", f"{needed:,}" if needed else "none known", f"{compared.sessions:,} seen"),
-        Fact("Sharpe ratio is no luck", f"{compared.deflated_sharpe:.1%}", f"of {compared.trials} trials"),
+        Fact("Sharpe ratio is no luck", f"{compared.deflated_sharpe:.1%}", _trials(compared)),
     ]
     for role, earned in (("Champion", compared.champion), ("Challenger", compared.challenger)):
         per_session = f"{earned['return_bps_per_session']:+.2f} bps"
@@ -290,6 +290,11 @@ def _interval(interval: Mapping[str, float] | None) -> str:
     if interval is None:
         return "too few sessions for an interval"
     return f"95 % interval {interval['ci95_low']:.2f} to {interval['ci95_high']:.2f}"
+
+
+def _trials(compared: Comparison) -> str:
+    least = "" if compared.trials_complete else "at least "
+    return f"of {least}{compared.trials} trial{'' if compared.trials == 1 else 's'}"
 
 
 def _ruin(day: str | None) -> str:

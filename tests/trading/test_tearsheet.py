@@ -23,7 +23,7 @@ from trading.market import Market
 from trading.performance import record, summary
 from trading.significance import Trials
 from trading.symbols import concatenate
-from trading.tearsheet import MONTHS, comparison_page, facts, tearsheet
+from trading.tearsheet import MONTHS, comparison_facts, comparison_page, facts, tearsheet
 
 RULE = HaltingRule(max_segments=3, min_segments=1, complexity_threshold=0.5)
 
@@ -154,3 +154,15 @@ def test_the_comparison_s_page_has_the_verdict_and_every_reason(
     assert len(drawn(ours)) == 4
     for reason in compared.reasons:
         assert reason in ours
+
+
+@pytest.mark.parametrize(
+    ("trials", "said"),
+    [(Trials(complete=False), "of at least 1 trial"), (Trials(unrecorded=6), "of 6 trials")],
+)
+def test_a_number_of_trials_that_is_a_lower_bound_is_called_one(
+    result: BacktestResult, paper_settings: Settings, trials: Trials, said: str
+) -> None:
+    ours = record(result, "ppo/v1")
+    compared = compare(ours, replace(ours, name="hrm/v1"), paper_settings.evaluation, trials=trials)
+    assert said in [fact.detail for fact in comparison_facts(compared)]
