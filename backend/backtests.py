@@ -8,7 +8,6 @@ instrument, and where it is known every order is in whole lots.
 from __future__ import annotations
 
 import os
-import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
@@ -28,7 +27,7 @@ from trading.backtest import BacktestResult
 from trading.costs import CostModel, flat_costs, nse_index_future_costs
 from trading.features import FeatureSettings, schema
 from trading.files import load_market_bars
-from trading.instruments import Instrument, instrument
+from trading.instruments import Instrument, instrument, named_after
 from trading.journal import Watch
 from trading.market import Bars, Market, market_of, session_days
 from trading.stream import usual_session_length
@@ -68,10 +67,10 @@ class Tested:
         if self.instrument is None:
             return None
         name, days = self.instrument.name, self.result.days
-        known = sorted({self.instrument.lot_units(day) for day in days if _has_lots(self.instrument, day)})
+        known = sorted({self.instrument.lot_units(day) for day in days if self.instrument.has_lots(day)})
         if not known:
             return f"the lots of {name} are not known for these days: single units are traded"
-        first = next(day for day in days if _has_lots(self.instrument, day))
+        first = next(day for day in days if self.instrument.has_lots(day))
         until = "" if first == days[0] else f", single units before {first}"
         return f"orders are whole lots of {name} ({' or '.join(map(str, known))} units), one at least{until}"
 
@@ -148,15 +147,6 @@ def prepared(
     return Prepared(engine, market, _costs(bars, settings, traded), traded, capital)
 
 
-def named_after(name: str) -> Instrument | None:
-    """The instrument that bars of this name are of: NIFTY50_5MIN, BANKNIFTY_15. None if the name is of no known one."""
-    words = [word for word in re.split(r"[^A-Z]+", name.upper().removeprefix("NSE")) if word]
-    try:
-        return instrument(words[0]) if words else None
-    except DataError:
-        return None
-
-
 def _market_for(manifest: ModelManifest, bars: Bars, settings: Settings, capital: float) -> Market:
     """The bars as the model looks at them: window, patches, timeframes and symbols are its own, features are ours."""
     seen, model_id = manifest.observation, f"{manifest.name}/{manifest.version}"
@@ -182,12 +172,7 @@ def _costs(bars: Bars, settings: Settings, traded: Instrument | None) -> CostMod
 
 
 def _lot_units(traded: Instrument, day: date) -> float:
-    return float(traded.lot_units(day)) if _has_lots(traded, day) else 1.0
-
-
-def _has_lots(traded: Instrument, day: date) -> bool:
-    """What a lot was before the table's first day is not known."""
-    return bool(traded.lots.root) and traded.lots.root[0].first_day <= day
+    return float(traded.lot_units(day)) if traded.has_lots(day) else 1.0
 
 
 def cores() -> int:

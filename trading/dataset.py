@@ -25,7 +25,7 @@ from trading.costs import nse_index_future_costs, turnover_cost_bps
 from trading.env import EndlessEnv, SessionEnv
 from trading.features import FeatureSettings, Floats, schema, sizing_log_quantity
 from trading.files import load_market_bars
-from trading.instruments import instrument
+from trading.instruments import charged_lot
 from trading.market import Bars, Market, day_of, market_of, session_days
 from trading.observations import account_of
 from trading.stream import usual_session_length
@@ -229,10 +229,10 @@ def _features(settings: Settings, bars_per_session: int) -> FeatureSettings:
 
 
 def file_cost_bps(bars: Bars, trading: Trading) -> float:
-    """Cost of one unit of turnover in real bars: a lot of the NIFTY future on their last day, and slippage."""
+    """Cost of one unit of turnover in real bars: a lot of what they are of on their last day, and slippage."""
     last_day = day_of(int(bars.timestamps[-1]))
     costs = nse_index_future_costs(trading.slippage_bps)(last_day)
-    return turnover_cost_bps(costs, float(bars.close[-1]), instrument("NIFTY").lot_units(last_day))
+    return turnover_cost_bps(costs, float(bars.close[-1]), charged_lot(bars.name, last_day))
 
 
 def horizon_values(bars: Bars, cost_bps: float, horizon: int = LABEL_HORIZON) -> Floats:

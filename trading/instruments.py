@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import calendar
 import math
+import re
 from dataclasses import dataclass
 from datetime import date, timedelta
 from functools import cache
@@ -103,6 +104,10 @@ class Instrument(BaseModel):
     def lot_units(self, day: date) -> int:
         return self.lots.on(day).units
 
+    def has_lots(self, day: date) -> bool:
+        """Whether it is known what a lot was on `day`."""
+        return bool(self.lots.root) and self.lots.root[0].first_day <= day
+
     def whole_lots(self, units: float, day: date) -> int:
         """`units`, at least 0, rounded down to whole lots; in units."""
         if not (math.isfinite(units) and units >= 0.0):
@@ -156,6 +161,21 @@ def instrument(name: str) -> Instrument:
             return entry
     names = ", ".join(f"{entry.name} ({entry.index or entry.symbol})" for entry in known.values())
     raise DataError(f"'{name}' is no known instrument; choose one of: {names}", code="unknown_symbol")
+
+
+def named_after(name: str) -> Instrument | None:
+    """The instrument that bars of this name are of: NIFTY50_5MIN, BANKNIFTY_15. None if the name is of no known one."""
+    words = [word for word in re.split(r"[^A-Z]+", name.upper().removeprefix("NSE")) if word]
+    try:
+        return instrument(words[0]) if words else None
+    except DataError:
+        return None
+
+
+def charged_lot(name: str, day: date) -> int:
+    """Units whose charges stand for those of bars of this name: its own lot, or NIFTY's where that is not known."""
+    own = named_after(name)
+    return (own if own is not None and own.has_lots(day) else instrument("NIFTY")).lot_units(day)
 
 
 class _ChargesBySegment(RootModel[dict[Segment, Charges]]):

@@ -26,7 +26,7 @@ from core.observation import ObservationSchema
 from core.settings import Settings
 from trading.costs import CostModel, flat_costs, turnover_cost_bps
 from trading.features import FeatureSettings, schema
-from trading.instruments import instrument
+from trading.instruments import charged_lot
 from trading.market import Bars, day_of, require_fit
 from trading.paper import Intent, Ledger, PaperBroker, Position, position_of
 from trading.service import ArmDecision, DecisionAnswer, DecisionClient
@@ -199,7 +199,7 @@ class PaperTrader:
             return
         if self.ledger.claim_report(last.intent_id):
             day = day_of(bar.timestamp_ns)
-            cost_bps = turnover_cost_bps(self.broker.cost(day), bar.open, instrument("NIFTY").lot_units(day))
+            cost_bps = turnover_cost_bps(self.broker.cost(day), bar.open, charged_lot(self.symbol, day))
             earned = [
                 earned_bps(previous.close, bar, moved, cost_bps)
                 for moved in ((last.champion_from, last.champion_to), (last.challenger_from, last.challenger_to))

@@ -19,7 +19,7 @@ from fastapi.routing import APIRoute
 from signal_model import nifty_bars, publish_signal_follower
 
 from backend.app import create_app
-from backend.backtests import bars_of, named_after, newest_model, prepared
+from backend.backtests import bars_of, newest_model, prepared
 from core.errors import DataError, ModelError
 from core.settings import Settings, load_settings
 from flows.drill_models import publish_policy
@@ -215,24 +215,6 @@ def test_bars_of_another_timeframe_are_refused(state_dir: Path) -> None:
     hourly = replace(bars, timestamps=first + 3 * (bars.timestamps - first))
     with pytest.raises(DataError, match="bars of 900 s"):
         prepared(settings, "ppo/v1", hourly)
-
-
-@pytest.mark.parametrize(
-    ("name", "found"),
-    [
-        ("NIFTY_5", "NIFTY"),
-        ("NIFTY50_5MIN", "NIFTY"),
-        ("nse_nifty", "NIFTY"),
-        ("BANKNIFTY_15MIN", "BANKNIFTY"),
-        ("FINNIFTY_5", None),
-        ("SYNTHETIC", None),
-        ("BARS", None),
-        ("5", None),
-    ],
-)
-def test_the_instrument_is_read_from_the_bars_name(name: str, found: str | None) -> None:
-    instrument = named_after(name)
-    assert (instrument and instrument.name) == found
 
 
 def test_what_is_traded_is_whole_lots_where_they_are_known(state_dir: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from core.errors import ConfigError, DataError
 from trading import calendar, tables
 from trading.calendar import Corrections
-from trading.instruments import Instrument, _Instruments, instrument
+from trading.instruments import Instrument, _Instruments, charged_lot, instrument, named_after
 from trading.tables import Ratio, Table, section
 
 NIFTY, BANKNIFTY, FUND = instrument("NIFTY"), instrument("BANKNIFTY"), instrument("NIFTYBEES")
@@ -196,3 +196,33 @@ def test_instruments_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
         NIFTY.segment = "cash"  # type: ignore[misc] # that it is refused is the point
     assert isinstance(NIFTY, Instrument)
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("NIFTY_5", "NIFTY"),
+        ("NIFTY50_5MIN", "NIFTY"),
+        ("nse_nifty", "NIFTY"),
+        ("BANKNIFTY_15MIN", "BANKNIFTY"),
+        ("FINNIFTY_5", None),
+        ("SYNTHETIC", None),
+        ("BARS", None),
+        ("5", None),
+    ],
+)
+def test_the_instrument_is_read_from_the_bars_name(name: str, found: str | None) -> None:
+    instrument = named_after(name)
+    assert (instrument and instrument.name) == found
+
+
+@pytest.mark.parametrize(
+    ("name", "day", "units"),
+    [
+        ("BANKNIFTY_5MIN", date(2026, 3, 2), 30),
+        ("BANKNIFTY_5MIN", date(2015, 3, 2), 25),  # not known so early: as one lot of NIFTY
+        ("SYNTHETIC", date(2026, 3, 2), 65),
+    ],
+)
+def test_charges_are_those_of_a_lot_of_the_bars_own_instrument(name: str, day: date, units: int) -> None:
+    assert charged_lot(name, day) == units
