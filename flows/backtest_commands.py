@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from functools import partial
 from pathlib import Path
@@ -65,6 +65,7 @@ def backtest(  # noqa: PLR0913, PLR0917 - options of a command, all by name
         raise ConfigError(f"--from {dates[0]} is after --to {dates[1]}", code="usage")
     path, models = existing(data), compare or (str(model),)
     days = _simulated(settings, symbol, dates, seed) if path is None else _file(settings, path, symbol, dates, models)
+    days = replace(days, name="-".join([days.name, *(day.isoformat() for day in dates if day)]))
     if compare is not None:
         _compare(settings, days, compare, report, as_json)
     else:

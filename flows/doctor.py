@@ -6,6 +6,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Callable
+from datetime import UTC, date, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -16,6 +17,7 @@ from core.settings import Settings
 DISTRIBUTIONS = ("torch", "onnxruntime-gpu", "prefect", "fastapi", "sqlalchemy", "numpy", "pandas", "fyers-apiv3")
 OPTIONAL = {"fyers-apiv3", "onnxruntime-gpu"}  # onnxruntime stands in where there is no GPU build
 FREE_DISK_GB = 1.0
+CALENDAR_DAYS_AHEAD = 60
 
 
 def examine(settings: Settings) -> dict[str, Any]:
@@ -26,6 +28,7 @@ def examine(settings: Settings) -> dict[str, Any]:
         "memory": lambda: _memory(settings.performance.memory_limit_gb),
         "disk": lambda: _disk(settings),
         "providers": lambda: _providers(settings.serving.providers),
+        "calendar": lambda: _calendar(datetime.now(UTC).date()),
         "port": lambda: _port(settings.serving.host, settings.serving.port),
     }
     found = {name: dict(zip(("ok", "detail"), check(), strict=True)) for name, check in checks.items()}
@@ -69,6 +72,16 @@ def _providers(wanted: tuple[str, ...]) -> tuple[bool, str]:
     usable = [provider for provider in wanted if provider in built]
     remedy = "" if usable else f"; serving.providers names none of {built}"
     return bool(usable), f"onnxruntime {onnxruntime.__version__} was built with {', '.join(built)}{remedy}"
+
+
+def _calendar(today: date) -> tuple[bool, str]:
+    """Trading days end with the calendar: better told weeks before than on the day."""
+    from trading.calendar import bounds
+
+    last = bounds()[1]
+    soon = last - today < timedelta(days=CALENDAR_DAYS_AHEAD)
+    remedy = "; install a newer exchange_calendars before then" if soon else ""
+    return last >= today, f"trading days are known until {last}{remedy}"
 
 
 def _port(host: str, port: int) -> tuple[bool, str]:

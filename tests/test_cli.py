@@ -145,3 +145,4 @@ def test_the_doctor_finds_this_environment_healthy(tmp_path) -> None:
     answer = hrm("doctor", "--json", state=tmp_path)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert last_line(answer)["healthy"] is True
+    assert "trading days are known until" in last_line(answer)["checks"]["calendar"]["detail"]

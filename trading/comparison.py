@@ -6,6 +6,7 @@ Each check speaks for a promotion, against it, or leaves it open; one against ke
                 made again after every session: above -margin is for, below it against
     earnings    what the challenger earns after costs: above 0 is for, everything else against
     luck        deflated Sharpe ratio with the number of trials (trading/significance.py): never against
+    survival    losing the whole capital is against
     choice      probability that choosing among the validated weights was overfitting, where it is known
 
 Everything is in bps of the capital per session; nothing is compounded. S sessions.
@@ -54,6 +55,7 @@ class Record:
     sessions: tuple[date, ...]
     gross_bps: Floats
     cost_bps: Floats
+    ruined_on: date | None = None  # the day that lost what was left of the capital; later ones are zero
 
     def __post_init__(self) -> None:
         shapes = {self.gross_bps.shape, self.cost_bps.shape, (len(self.sessions),)}
@@ -85,6 +87,7 @@ class Record:
             "name": self.name,
             "return_bps_per_session": float(self.net_bps.mean()),
             "sharpe": sharpe(self.net_bps) * YEAR**0.5,
+            "ruined_on": self.ruined_on and self.ruined_on.isoformat(),
             "max_drawdown_bps": max_drawdown(self.net_bps),
             "cost_bps_per_session": float(self.cost_bps.mean()),
             "break_even_cost_multiple": self.break_even_multiple,
@@ -150,6 +153,8 @@ def compare(
     bounds = float(sequence.low[-1]), float(sequence.high[-1])
     needed = _sessions_needed(difference, limits)
     checks = [_beside_the_champion(difference, bounds, limits), _earnings(challenger), _luck(earned, trials, limits)]
+    if challenger.ruined_on is not None:
+        checks.append(_Check("against", f"the challenger lost all of its capital by {challenger.ruined_on}."))
     if overfitting_probability is not None:
         checks.append(_choice(overfitting_probability, limits))
     if not difference.any():

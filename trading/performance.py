@@ -57,7 +57,7 @@ def intervals(result: BacktestResult) -> dict[str, Interval | None]:
 def record(result: BacktestResult, name: str) -> Record:
     """What a comparison needs of a backtest."""
     bps = 1e4 / result.initial_capital
-    return Record(name, result.days, bps * result.gross, bps * result.charges)
+    return Record(name, result.days, bps * result.gross, bps * result.charges, result.ruined_on)
 
 
 def traded_rupees(result: BacktestResult) -> float:

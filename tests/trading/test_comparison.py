@@ -210,3 +210,13 @@ def test_a_record_with_holes_repeats_or_negative_costs_is_refused(sessions, gros
     with pytest.raises(DataError, match="agent: a record needs") as refused:
         Record("agent", sessions, np.array(gross), np.array(cost))
     assert refused.value.code == "bad_record"
+
+
+def test_a_challenger_that_lost_everything_stays_out_whatever_else_speaks_for_it() -> None:
+    earned = better(3.0)
+    assert against(CHAMPION, earned).verdict == "promote"
+    ruined = replace(record(earned), ruined_on=days(600)[-1])
+    found = compare(CHAMPION, ruined, LIMITS, trials=Trials())
+    assert found.verdict == "keep"
+    assert "lost all of its capital" in found.reasons[-1]
+    assert found.to_dict()["challenger"]["ruined_on"] == days(600)[-1].isoformat()
