@@ -11,11 +11,10 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 from test_engine import open_engine
-from tiny_models import RULE, TOKENS, WIDTH, hrm_golden, hrm_graph
+from tiny_models import hrm_graph, publish_hrm
 
 from core.actions import legal_actions
 from core.errors import ModelError
-from core.manifest import publish
 from flows.drill_models import SCHEMA
 from serving.engine import CPU_ROWS_PER_RUN, Decisions, Engine
 
@@ -49,20 +48,7 @@ def restless_graph() -> bytes:
 @pytest.fixture(scope="module")
 def restless(tmp_path_factory: pytest.TempPathFactory) -> Engine:
     store: Path = tmp_path_factory.mktemp("restless")
-    graph = restless_graph()
-    publish(
-        store,
-        {"model.onnx": graph, "golden.npz": hrm_golden(graph)},
-        name="hrm",
-        version="restless",
-        algorithm="hrm",
-        parameters=40,
-        observation=SCHEMA,
-        halting=RULE,
-        carry={"z_H": (TOKENS, WIDTH), "z_L": (TOKENS, WIDTH)},
-        quantity_max=100.0,
-        dataset_digest="synthetic",
-    )
+    publish_hrm(store, "hrm/restless", graph=restless_graph())
     return open_engine(store, "hrm/restless")
 
 

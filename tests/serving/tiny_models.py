@@ -98,8 +98,8 @@ def hrm_golden(graph: bytes, *, shift: float = 0.0) -> bytes:
     return buffer.getvalue()
 
 
-def publish_hrm(store: Path, model_id: str, *, shift: float = 0.0) -> ModelManifest:
-    graph = hrm_graph()
+def publish_hrm(store: Path, model_id: str, *, shift: float = 0.0, graph: bytes | None = None) -> ModelManifest:
+    graph = graph or hrm_graph()
     name, version = model_id.split("/")
     return publish(
         store,

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from decision_service import RuleService
 
 from core.settings import Settings, load_settings
 from trading.features import FeatureSettings
 from trading.market import Bars, Market, prepare
+from trading.service import DecisionClient
 from trading.synthetic import simulate
 
 
@@ -62,3 +64,15 @@ def paper_market(paper_bars: Bars, paper_settings: Settings) -> Market:
         capital=paper_settings.trading.initial_capital,
     )
     return prepare(paper_bars, features, window=paper_settings.observation.window)
+
+
+@pytest.fixture
+def service() -> Iterator[RuleService]:
+    with RuleService() as service:
+        yield service
+
+
+@pytest.fixture
+def client(service: RuleService) -> Iterator[DecisionClient]:
+    with DecisionClient(service.url, "token") as client:
+        yield client

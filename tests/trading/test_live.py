@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,19 +29,6 @@ from trading.service import DecisionClient
 from trading.stream import replay
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def service() -> Iterator[RuleService]:
-    with RuleService() as service:
-        yield service
-
-
-@pytest.fixture
-def client(service: RuleService) -> Iterator[DecisionClient]:
-    client = DecisionClient(service.url, "token")
-    yield client
-    client.close()
 
 
 def fills_of(settings: Settings, symbol: str = "SYNTHETIC") -> list[Fill]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 from decision_service import RuleService
@@ -20,18 +18,6 @@ from trading.service import DecisionClient
 
 NAMES = ("OTHER", "SYNTHETIC")
 SCHEMA = observed(day=4, m15=8).model_copy(update={"symbols": NAMES, "account_features": account_features(NAMES)})
-
-
-@pytest.fixture
-def service() -> Iterator[RuleService]:
-    with RuleService() as service:
-        yield service
-
-
-@pytest.fixture
-def client(service: RuleService) -> Iterator[DecisionClient]:
-    with DecisionClient(service.url, "token") as client:
-        yield client
 
 
 def test_the_service_is_asked_what_the_backtest_would_ask(
