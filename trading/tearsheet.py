@@ -125,6 +125,15 @@ def facts(told: Mapping[str, Any]) -> list[Fact]:
         Fact("Time in the market", _share(told["time_in_market"]), "of the decisions"),
         Fact("Orders", f"{told['trades']:,}", f"in {told['decisions']:,} decisions"),
         Fact("Charges", f"{told['costs']:,.0f}", "rupees, slippage included"),
+        *_reasoning(hrm),
+    ]
+
+
+def _reasoning(hrm: Mapping[str, Any]) -> list[Fact]:
+    """Nothing for a model of one pass, which cannot stop early or change its mind."""
+    if set(hrm["halting_reasons"]) == {"single_pass"}:
+        return []
+    return [
         Fact("Computation efficiency", _share(hrm["computation_efficiency"]), "of the depth allowed, not needed"),
         Fact("Convergence", _share(hrm["hierarchical_convergence"]), "stopped by themselves"),
         Fact("Stability", _share(hrm["hrm_convergence_stability"]), "action unchanged by the last segment"),

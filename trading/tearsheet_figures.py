@@ -141,18 +141,20 @@ def cost_sweep(records: Sequence[Record]) -> str:
 
 
 def distribution(per_session: Mapping[str, Floats], label: str) -> str:
-    """Histograms of sessions in bps; what lies beyond the outer percentiles is in the last bins."""
-    everything = np.concatenate(list(per_session.values()))
+    """Histograms of the sessions that are not 0, in bps; what lies beyond the outer percentiles is in the last bins."""
+    moved = {name: values[values != 0] if values.any() else values for name, values in per_session.items()}
+    everything = np.concatenate(list(moved.values()))
     low, high = np.percentile(everything, [0.5, 99.5])
     size = max((high - low) / 40, 1e-6)
     figure = go.Figure()
     for (name, values), colour in zip(per_session.items(), COLOURS, strict=False):
         bins = {"start": low, "end": high + size, "size": size}
-        shown = np.clip(values, low, high)
+        shown = np.clip(moved[name], low, high)
         figure.add_histogram(x=shown, xbins=bins, name=name, marker_color=colour, opacity=0.75)
         text = f"mean {values.mean():+.1f}"
         figure.add_vline(x=float(values.mean()), line_color=colour, line_dash="dash", annotation_text=text)
-    figure.update_xaxes(title_text=label)
+    still = sum(len(values) for values in per_session.values()) - len(everything)
+    figure.update_xaxes(title_text=f"{label} ({still:,} sessions at 0 not shown)" if still else label)
     figure.update_yaxes(title_text="sessions")
     return _json(figure, barmode="overlay", showlegend=len(per_session) > 1)
 

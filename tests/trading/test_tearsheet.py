@@ -136,8 +136,10 @@ def test_facts_say_none_where_there_is_nothing_to_say(paper_market: Market, pape
         cost=flat_costs(1.5),
         initial_capital=1e6,
     )
-    told = {fact.label: fact.value for fact in facts(summary(made, None))}
+    told = {fact.label: fact.value for fact in facts(summary(made, RULE))}
     assert told["Sharpe, annual"] == told["Sortino"] == told["Stability"] == "none"
+    of_one_pass = {fact.label for fact in facts(summary(made, None))}
+    assert told.keys() - of_one_pass == {"Computation efficiency", "Convergence", "Stability"}
     assert told["Deepest drawdown"].endswith("%")
 
 
@@ -166,3 +168,9 @@ def test_a_number_of_trials_that_is_a_lower_bound_is_called_one(
     ours = record(result, "ppo/v1")
     compared = compare(ours, replace(ours, name="hrm/v1"), paper_settings.evaluation, trials=trials)
     assert said in [fact.detail for fact in comparison_facts(compared)]
+
+
+def test_sessions_in_which_nothing_happened_do_not_hide_the_others() -> None:
+    drawn = figures.distribution({"hrm/v1": np.array([0.0] * 95 + [-20.0, -10.0, 10.0, 20.0, 30.0])}, "bps")
+    assert "95 sessions at 0 not shown" in drawn
+    assert "not shown" not in figures.distribution({"hrm/v1": np.zeros(10)}, "bps")
