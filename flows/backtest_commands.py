@@ -15,7 +15,7 @@ import typer
 from core.errors import ConfigError, DataError
 from core.files import write_atomically
 from core.settings import Settings, load_settings
-from flows.options import AsJson, Data, Seed, existing
+from flows.options import AsJson, Data, Seed, day, existing
 from flows.progress import bars as progress_bars
 from flows.progress import report as progress
 from flows.terminal import answer
@@ -60,12 +60,12 @@ def backtest(  # noqa: PLR0913, PLR0917 - options of a command, all by name
             f"--report {report} is a directory; give a file, such as {report / 'page.html'}", code="usage"
         )
     settings = load_settings()
-    dates = (_day(first), _day(last))
+    dates = (None if first is None else day(first), None if last is None else day(last))
     if dates[0] and dates[1] and dates[0] > dates[1]:
         raise ConfigError(f"--from {dates[0]} is after --to {dates[1]}", code="usage")
     path, models = existing(data), compare or (str(model),)
     days = _simulated(settings, symbol, dates, seed) if path is None else _file(settings, path, symbol, dates, models)
-    days = replace(days, name="-".join([days.name, *(day.isoformat() for day in dates if day)]))
+    days = replace(days, name="-".join([days.name, *(each.isoformat() for each in dates if each)]))
     if compare is not None:
         _compare(settings, days, compare, report, as_json)
     else:
@@ -147,13 +147,13 @@ def _one(
     page = tearsheet(model, tested.result, tested.rule, note=". ".join(notes))
     written = _write(settings, report, f"{model}-{course.name}", page)
     told = tested.answer()
+    sweep = record(tested.result, model).cost_sweep() if cost_sweep else {}
     if cost_sweep:
-        sweep = record(tested.result, model).cost_sweep()
         told["cost_sweep"] = {f"{multiple:g}": mean for multiple, mean in sweep.items()}  # bps per session
     if as_json:
         answer(told | course.facts | {"report": str(written)}, as_json)
         return
-    rows = {f"at {multiple} times the charges": f"{mean:+.2f} bps" for multiple, mean in _swept(told).items()}
+    rows = {f"at {multiple} times the charges": f"{mean:+.2f} bps" for multiple, mean in sweep.items()}
     _print(f"{model} on {tested.result.market.name}", facts(told), rows, (*notes, f"Report: {written}"))
 
 
@@ -199,10 +199,6 @@ def _write(settings: Settings, report: Path | None, name: str, page: str) -> Pat
     return file
 
 
-def _swept(told: dict[str, Any]) -> dict[str, float]:
-    return dict(told.get("cost_sweep", {}))
-
-
 def _print(title: str, rows: list[Fact], more: dict[str, str], notes: Sequence[str | None]) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -220,12 +216,3 @@ def _print(title: str, rows: list[Fact], more: dict[str, str], notes: Sequence[s
     for note in notes:
         if note:
             console.print(note, markup=False, highlight=False, soft_wrap=True)
-
-
-def _day(text: str | None) -> date | None:
-    if text is None:
-        return None
-    try:
-        return date.fromisoformat(text)
-    except ValueError:
-        raise ConfigError(f"'{text}' is not a day; write it as 2023-12-31", code="usage") from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +10,7 @@ import typer
 
 from core.errors import ConfigError
 from core.settings import load_settings
-from flows.options import AsJson, Seed
+from flows.options import AsJson, Seed, day
 from flows.terminal import answer
 
 if TYPE_CHECKING:
@@ -73,20 +72,13 @@ def fetch(  # noqa: PLR0913, PLR0917 - options of a command, all by name
         frame = fetch_history(
             symbol,
             resolution,
-            _day(start),
-            _day(end),
+            day(start),
+            day(end),
             credentials=Credentials.from_environment(),
             log_dir=settings.paths.state_dir / "logs",
         )
     write_bars(frame, out)
     answer({"file": str(out), "rows": len(frame), "symbol": symbol}, as_json)
-
-
-def _day(text: str) -> date:
-    try:
-        return date.fromisoformat(text)
-    except ValueError:
-        raise ConfigError(f"'{text}' is not a day; write it as 2023-12-31") from None
 
 
 def _print_report(file: Path, report: QualityReport) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from pathlib import Path
 from typing import Annotated
 
@@ -23,3 +24,11 @@ def existing(data: Path | None) -> Path | None:
     if data is not None and not data.is_file():
         raise ConfigError(f"{data}: no such file; --data takes a CSV or parquet file of bars", code="no_such_file")
     return data
+
+
+def day(text: str) -> date:
+    """A day as options take it. Raises ConfigError for anything else."""
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise ConfigError(f"'{text}' is not a day; write it as 2023-12-31", code="usage") from None
