@@ -11,18 +11,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-import uuid
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import structlog
 
 from core.actions import SAFE_DECISION, Action
-from core.errors import DataError, ModelError
+from core.errors import ModelError
 from serving.engine import Engine
 from serving.lanes import Run, observation
+from serving.question import Account, Question
 from serving.routing import Role, route
-from serving.schemas import Account, Decision, DecisionRequest, DecisionResponse
+from serving.schemas import Decision, DecisionResponse
 from serving.service import Live, Service
 
 log = structlog.get_logger()
@@ -54,23 +54,23 @@ class _Answer:
         return self.run.model_id if self.run is not None else None
 
 
-async def decide(service: Service, request: DecisionRequest) -> DecisionResponse:
+async def decide(service: Service, question: Question) -> DecisionResponse:
     """Raises ModelError `not_ready` without a champion and DataError on shapes that are not the model's."""
     started = time.perf_counter()
     live = service.live
-    routed, other = _arms(service, live, request.symbol)
-    _require_shapes(request, routed.engine)
-    facts: Facts = {"request_id": request.request_id or uuid.uuid4().hex, "symbol": request.symbol}
+    routed, other = _arms(service, live, question.symbol)
+    question.require(routed.engine.manifest.observation, routed.engine.id)
+    facts: Facts = {"request_id": question.request_id, "symbol": question.symbol}
     failed_too: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-    shadow = _start_shadow(service, other, request, failed_too)
+    shadow = _start_shadow(service, other, question, failed_too)
     try:
-        answer = await _answer(service, live, routed.role, request, failed_too)
+        answer = await _answer(service, live, routed.role, question, failed_too)
     finally:
         if not failed_too.done():  # the request broke off: nothing excuses a failure of the shadow
             failed_too.set_result(False)
     shadow_run = await _await_shadow(service, shadow, started)
     while service.live.state.epoch != answer.epoch:  # at most once per change, and changes are rare
-        answer = await _answer(service, service.live, routed.role, request)
+        answer = await _answer(service, service.live, routed.role, question)
     waited_ms = (time.perf_counter() - started) * 1e3
     shadowed = _shadow_decision(other, shadow_run, facts | {"fallback": False, "epoch": live.state.epoch})
     facts |= {"latency_ms": waited_ms, "epoch": answer.epoch, "fallback": answer.model_id != routed.engine.id}
@@ -111,20 +111,20 @@ async def _answer(
     service: Service,
     live: Live,
     at_stake: Role,
-    request: DecisionRequest,
+    question: Question,
     failed_too: asyncio.Future[bool] | None = None,
 ) -> _Answer:
     """The answer of whoever decides under `live`, on the account of the arm `at_stake`. Tells `failed_too` at once.
 
     The epoch is that of `live`: if who decides changes while a model thinks, the caller sees it and asks again.
     """
-    routed, _ = _arms(service, live, request.symbol)
-    account = _account(request, at_stake)
+    routed, _ = _arms(service, live, question.symbol)
+    account = question.account(at_stake)
     tried: list[tuple[_Try, Run]] = []
     for attempt in (routed, _stable(live, routed)):
         if attempt is None:
             continue
-        run = await _run(service, attempt, account, request, attempt.role)
+        run = await _run(service, attempt, account, question, attempt.role)
         tried.append((attempt, run))
         if failed_too is not None and not failed_too.done():
             failed_too.set_result(run.failed)
@@ -137,8 +137,8 @@ async def _answer(
     return _Answer(live.state.epoch, attempt.role, run if run.decisions is not None else None)
 
 
-async def _run(service: Service, attempt: _Try, account: Account, request: DecisionRequest, label: str) -> Run:
-    row = observation(request.bars, account.features, request.complexity, account.position)
+async def _run(service: Service, attempt: _Try, account: Account, question: Question, label: str) -> Run:
+    row = observation(question.bars, account.features, question.complexity, account.position)
     run = await service.lanes[attempt.lane].run(attempt.engine, row)
     service.telemetry.ran(run, label)
     if run.error is not None:
@@ -160,18 +160,18 @@ def _show_guard(service: Service, attempt: _Try, run: Run, *, excused: bool) -> 
 
 
 def _start_shadow(
-    service: Service, other: _Try | None, request: DecisionRequest, failed_too: asyncio.Future[bool]
+    service: Service, other: _Try | None, question: Question, failed_too: asyncio.Future[bool]
 ) -> asyncio.Task[Run] | None:
     if other is None:
         return None
     if service.lanes[other.lane].waiting >= SHADOW_QUEUE:
         service.telemetry.shadow_missed.inc()
         return None
-    return service.spawn(_shadow(service, other, request, failed_too))
+    return service.spawn(_shadow(service, other, question, failed_too))
 
 
-async def _shadow(service: Service, other: _Try, request: DecisionRequest, failed_too: asyncio.Future[bool]) -> Run:
-    run = await _run(service, other, _account(request, other.role), request, "shadow")
+async def _shadow(service: Service, other: _Try, question: Question, failed_too: asyncio.Future[bool]) -> Run:
+    run = await _run(service, other, question.account(other.role), question, "shadow")
     _show_guard(service, other, run, excused=run.failed and await failed_too)
     return run
 
@@ -202,26 +202,6 @@ def _shadow_decision(other: _Try | None, shadow_run: Run | None, facts: Facts) -
     if other is None or shadow_run is None or shadow_run.decisions is None:
         return None
     return _decision(shadow_run, other.role, facts | {"latency_ms": shadow_run.latency_ms})
-
-
-def _account(request: DecisionRequest, role: Role) -> Account:
-    challenger = request.accounts.challenger
-    return challenger if role == "challenger" and challenger is not None else request.accounts.champion
-
-
-def _require_shapes(request: DecisionRequest, engine: Engine) -> None:
-    schema = engine.manifest.observation
-    W, F, A = schema.window, len(schema.bar_features), len(schema.account_features)
-    if len(request.bars) != W or any(len(bar) != F for bar in request.bars):
-        got = f"{len(request.bars)} bars of {sorted({len(bar) for bar in request.bars})} numbers"
-        raise DataError(f"bars: {engine.id} needs {W} bars of {F} numbers, got {got}", code="shape_mismatch")
-    for role, account in (("champion", request.accounts.champion), ("challenger", request.accounts.challenger)):
-        if account is not None and len(account.features) != A:
-            raise DataError(
-                f"accounts.{role}.features: {engine.id} needs {A} numbers "
-                f"({', '.join(schema.account_features)}), got {len(account.features)}",
-                code="shape_mismatch",
-            )
 
 
 def _decision(run: Run, role: Role, facts: Facts) -> Decision:

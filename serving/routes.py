@@ -39,7 +39,7 @@ ServiceOf = Annotated[Service, Depends(_service)]
 
 @router.post("/v1/decisions", response_model=DecisionResponse, tags=["decisions"])
 async def post_decision(service: ServiceOf, body: DecisionRequest) -> Response:
-    answer = await decide(service, body)
+    answer = await decide(service, body.question())
     return Response(answer.model_dump_json(), media_type="application/json")  # validated already
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import Annotated, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from core.errors import DataError
+from serving import question
+from serving.question import FEATURE_MAX, Question
 from serving.transitions import Phase
 
-FEATURE_MAX = 1e6  # far above any normalised feature; models overflow on what is finite but absurd
 BPS_MAX = 1e4  # no decision earns more than all there is; one absurd outcome would blind the performance trigger
 # Strict: integers pass as numbers, texts and booleans do not.
 Feature = Annotated[float, Field(strict=True, ge=-FEATURE_MAX, le=FEATURE_MAX, allow_inf_nan=False)]
@@ -28,6 +32,9 @@ class Account(Message):
     features: list[Feature] = Field(min_length=1, max_length=1024)
     position: int = Field(strict=True, ge=-1, le=1)
 
+    def arrays(self) -> question.Account:
+        return question.Account(np.array(self.features, dtype=np.float32), self.position)
+
 
 class Accounts(Message):
     """Without a challenger's own account both arms decide on the champion's."""
@@ -44,6 +51,20 @@ class DecisionRequest(Message):
     complexity: float = Field(strict=True, ge=0, le=1, allow_inf_nan=False)
     accounts: Accounts
     request_id: str | None = Field(default=None, min_length=1, max_length=64)
+
+    def question(self) -> Question:
+        """Raises DataError when the bars differ in length."""
+        if len({len(bar) for bar in self.bars}) > 1:
+            raise DataError("bars: all bars must have the same number of features", code="shape_mismatch")
+        accounts = self.accounts
+        return Question(
+            request_id=self.request_id or uuid.uuid4().hex,
+            symbol=self.symbol,
+            bars=np.array(self.bars, dtype=np.float32),
+            complexity=self.complexity,
+            champion=accounts.champion.arrays(),
+            challenger=accounts.challenger.arrays() if accounts.challenger else None,
+        )
 
 
 class Decision(Message):

@@ -5,6 +5,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from serving.decisions import decide
 from serving.engine import Engine
 from serving.guard import Trigger
 from serving.health import health
+from serving.question import Question
 from serving.routing import route
 from serving.schemas import DecisionRequest, DecisionResponse
 from serving.service import Service
@@ -27,15 +29,15 @@ from serving.transitions import Change, Command, Phase, RolloutState
 W, F, A = SCHEMA.window, len(SCHEMA.bar_features), len(SCHEMA.account_features)
 
 
-def request(level: float = 1.0, symbol: str = "A", positions: tuple[int, int | None] = (0, None)) -> DecisionRequest:
+def question(level: float = 1.0, symbol: str = "A", positions: tuple[int, int | None] = (0, None)) -> Question:
     champion, challenger = positions
     accounts: dict[str, Any] = {"champion": {"features": [0.0] * A, "position": champion}}
     if challenger is not None:
         accounts["challenger"] = {"features": [0.0] * A, "position": challenger}
-    return DecisionRequest(symbol=symbol, bars=[[level] * F] * W, complexity=0.1, accounts=accounts)
+    return DecisionRequest(symbol=symbol, bars=[[level] * F] * W, complexity=0.1, accounts=accounts).question()
 
 
-POISON = request(FAULT_LEVEL + 1)
+POISON = question(FAULT_LEVEL + 1)
 
 
 async def command(service: Service, name: str, **fields: str) -> None:
@@ -67,7 +69,7 @@ async def until(condition: Callable[[], bool], limit_s: float = 20.0) -> None:
         await asyncio.sleep(0.01)
 
 
-def test_a_failing_challenger_is_answered_for_by_the_champion_in_the_same_request(settings: Settings) -> None:
+def test_a_failing_challenger_is_answered_for_by_the_champion_in_the_same_question(settings: Settings) -> None:
     async def story(service: Service) -> None:
         await to_canary(service, "nan/v1")
         answer = await decide(service, POISON)
@@ -81,7 +83,7 @@ def test_a_failing_challenger_is_answered_for_by_the_champion_in_the_same_reques
 def test_the_champion_that_answers_for_the_challenger_decides_on_the_challengers_account(settings: Settings) -> None:
     async def story(service: Service) -> None:
         await to_canary(service, "nan/v1")
-        answer = await decide(service, request(FAULT_LEVEL + 1, positions=(0, 1)))
+        answer = await decide(service, question(FAULT_LEVEL + 1, positions=(0, 1)))
         assert answer.fallback
         assert answer.action_name == "CLOSE_LONG"  # legal for a long account only
         assert answer.shadow is not None
@@ -189,7 +191,7 @@ def test_a_rollback_during_the_wait_for_the_shadow_takes_the_decision_back(tmp_p
     async def story(service: Service) -> None:
         await to_canary(service, "fast/v1")
         before = service.live.state.epoch
-        pending = asyncio.create_task(decide(service, request(FAULT_LEVEL + 1, positions=(0, 1))))
+        pending = asyncio.create_task(decide(service, question(FAULT_LEVEL + 1, positions=(0, 1))))
         await until(lambda: service.guard.windows["challenger"].total == 1)  # it has answered; the shadow thinks
         await command(service, "abort")
         answer = await pending
@@ -210,7 +212,7 @@ def test_a_shadow_carries_the_epoch_it_was_made_in(tmp_path: Path) -> None:
         await to_canary(service, "slow/v1", promotions=1)
         symbol = next(f"S{i}" for i in range(1000) if route(f"S{i}", 1, settings.rollout.salt) == "champion")
         before = service.live.state.epoch
-        pending = asyncio.create_task(decide(service, request(FAULT_LEVEL + 1, symbol)))
+        pending = asyncio.create_task(decide(service, question(FAULT_LEVEL + 1, symbol)))
         await until(lambda: service.guard.windows["champion"].total == 1)
         await command(service, "promote")  # now the challenger decides for this symbol too
         answer = await pending
@@ -232,7 +234,7 @@ def test_a_failure_that_both_arms_share_is_the_inputs_and_condemns_nobody(settin
             assert (answer.role, answer.action_name, answer.shadow_missing) == ("safe", "HOLD", "failed")
         assert service.guard.windows["challenger"].total_failed == 0
         assert not service.live.state.latched
-        healthy = await decide(service, request())
+        healthy = await decide(service, question())
         assert not healthy.fallback
         assert len(service.guard.windows["challenger"]) == 1
 
@@ -250,7 +252,7 @@ def test_a_rollback_takes_effect_although_the_disk_refuses_and_is_durable_once_i
             assert service.live.state.latched
             assert not service.live.durable
             assert service.store.read().phase is Phase.CANARY
-            answer = await decide(service, request())
+            answer = await decide(service, question())
             assert (answer.role, answer.fallback) == ("champion", False)
             with pytest.raises(RolloutError) as error:
                 await command(service, "promote")
@@ -307,7 +309,7 @@ def test_an_abort_while_the_first_start_reaches_the_disk_leaves_a_champion_that_
         assert service.live.durable
         assert state == service.store.read()
         assert (state.phase, state.champion, state.rejected) == (Phase.ROLLED_BACK, "ppo/v1", ("hrm/v1",))
-        answer = await decide(service, request())
+        answer = await decide(service, question())
         assert (answer.model, answer.fallback) == ("ppo", False)
 
     serve(settings, story, champion=None)
@@ -323,7 +325,7 @@ def test_a_start_that_is_refused_loads_nothing(settings: Settings, monkeypatch: 
     serve(settings, story)
 
 
-def test_memory_over_the_limit_takes_the_challenger_away_without_a_single_request(tmp_path: Path) -> None:
+def test_memory_over_the_limit_takes_the_challenger_away_without_a_single_question(tmp_path: Path) -> None:
     publish_policy(tmp_path / "models", "ppo/v1")
     publish_hrm(tmp_path / "models", "hrm/v1")
     settings = settings_in(tmp_path, triggers={"memory_gb": 0.001})
@@ -367,7 +369,7 @@ def test_each_health_check_fails_for_its_own_reason(tmp_path: Path) -> None:
 
 def test_wrong_shapes_are_the_callers_mistake_and_not_the_models(settings: Settings) -> None:
     async def story(service: Service) -> None:
-        bad = request().model_copy(update={"bars": [[0.0] * F] * (W + 1)})
+        bad = replace(question(), bars=np.zeros((W + 1, F), np.float32))
         with pytest.raises(DataError, match="bars"):
             await decide(service, bad)
         assert len(service.guard.windows["champion"]) == 0
@@ -390,7 +392,7 @@ def test_models_with_different_observations_cannot_share_a_rollout(settings: Set
 
 def test_symbols_are_split_by_weight_and_keep_their_side(settings: Settings) -> None:
     async def roles(service: Service) -> list[str]:
-        answers: list[DecisionResponse] = [await decide(service, request(symbol=f"S{i}")) for i in range(60)]
+        answers: list[DecisionResponse] = [await decide(service, question(symbol=f"S{i}")) for i in range(60)]
         return [answer.role for answer in answers]
 
     async def story(service: Service) -> None:

@@ -1,0 +1,61 @@
+"""What is to be decided on, whatever wire format it came in: the seam between formats and models.
+
+Shapes: W window, F bar features, A account features; everything float32, finite and within +-FEATURE_MAX.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.errors import DataError
+from core.observation import ObservationSchema
+from serving.routing import Role
+
+FEATURE_MAX = 1e6  # far above any normalised feature; models overflow on what is finite but absurd
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Account:
+    """One arm's own portfolio: features [A] in the order of the model's schema, and the sign of its position."""
+
+    features: Floats
+    position: int
+
+
+@dataclass(frozen=True)
+class Question:
+    """One observation, and each arm's own account; without a challenger's both arms decide on the champion's.
+
+    `deadline_ms` counts from arrival: past it the answer is that of the best segment so far, and says so.
+    """
+
+    request_id: str
+    symbol: str
+    bars: Floats  # [W, F], oldest first, newest closed
+    complexity: float
+    champion: Account
+    challenger: Account | None = None
+    deadline_ms: float | None = None
+
+    def account(self, role: Role) -> Account:
+        return self.challenger if role == "challenger" and self.challenger is not None else self.champion
+
+    def require(self, schema: ObservationSchema, model_id: str) -> None:
+        """Raises DataError where the shapes are not those the model was trained on."""
+        W, F, A = schema.window, len(schema.bar_features), len(schema.account_features)
+        if self.bars.shape != (W, F):
+            raise DataError(
+                f"bars: {model_id} needs {W} bars of {F} numbers, got {list(self.bars.shape)}", code="shape_mismatch"
+            )
+        for role, account in (("champion", self.champion), ("challenger", self.challenger)):
+            if account is not None and account.features.shape != (A,):
+                raise DataError(
+                    f"accounts.{role}.features: {model_id} needs {A} numbers ({', '.join(schema.account_features)}), "
+                    f"got {account.features.size}",
+                    code="shape_mismatch",
+                )
