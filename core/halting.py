@@ -13,7 +13,14 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-HaltReason = Literal["max_segments_reached", "q_learning_decision", "continue_reasoning", "single_pass"]
+HaltReason = Literal[
+    "max_segments_reached",
+    "q_learning_decision",
+    "continue_reasoning",
+    "single_pass",
+    "segments_capped",  # by whoever asked: the service under load, or a replay
+    "deadline_reached",  # the answer is that of the best segment so far
+]
 
 MEDIUM_OFFSET = -0.1
 HIGH_OFFSET = 0.2

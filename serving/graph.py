@@ -6,18 +6,14 @@ import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import onnxruntime as ort
-from numpy.typing import NDArray
 
 from core.errors import ModelError
 from core.manifest import ModelManifest
 from core.settings import Serving
+from serving.reasoning import Arrays
 from serving.store import StoredModel
-
-Arrays = dict[str, NDArray[Any]]
 
 GPU_PROVIDERS = {"CUDAExecutionProvider", "TensorrtExecutionProvider"}
 POLICY_OUTPUTS = ("action_logits", "log_quantity", "value")
@@ -36,18 +32,12 @@ class Graph:
         self._check(expected_inputs(model.manifest))
 
     def run(self, feeds: Arrays) -> Arrays:
-        """Outputs by name. Raises ModelError when the run fails or any output is not finite."""
+        """Outputs by name; whether they are numbers is for the caller to see. Raises ModelError when the run fails."""
         try:
             values = self._session.run(self.outputs, feeds, self._options)
         except Exception as error:  # onnxruntime's errors share no base class below Exception
             raise ModelError(f"{self.id}: the model failed to run: {error}", code="inference_failed") from error
-        out: Arrays = dict(zip(self.outputs, values, strict=True))
-        for name, value in out.items():
-            if not np.isfinite(value).all():
-                raise ModelError(
-                    f"{self.id}: output {name} is not finite; roll the model back", code="output_not_finite"
-                )
-        return out
+        return dict(zip(self.outputs, values, strict=True))
 
     def stop(self) -> None:
         """Runs in flight end with ModelError at their next node, and so does every later run."""
