@@ -70,6 +70,16 @@ class ObservationSchema(BaseModel):
         """Base bars in an observation: the last rows of the window."""
         return self.window - sum(timeframe.bars for timeframe in self.timeframes)
 
+    @property
+    def row_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of one row's arrays, by the names of the graph's inputs."""
+        return {"bars": (self.window, len(self.bar_features)), "account": (len(self.account_features),)}
+
+    @property
+    def answers(self) -> tuple[int, ...]:
+        """Shape of one row's answer: one action."""
+        return ()
+
     @model_validator(mode="after")
     def _patches_fill_the_blocks(self) -> ObservationSchema:
         for block in (*(timeframe.bars for timeframe in self.timeframes), self.base_window):
@@ -97,8 +107,7 @@ class ObservationSchema(BaseModel):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the canonical JSON: two schemas are the same exactly when their digests are."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+        return _digest(self)
 
     def require(self, other: ObservationSchema, what: str) -> None:
         """Raise ModelError unless `other` is this very schema; `what` names the thing that carries it."""
@@ -110,3 +119,34 @@ class ObservationSchema(BaseModel):
                 f"retrain or re-export it with the current features",
                 code="schema_mismatch",
             )
+
+
+class BookSchema(BaseModel):
+    """A book of K instruments that are decided jointly (trading/book.py states the problem).
+
+    instruments  float32 [K, 4 + factors]   mu, loadings, variance, cost, position; their order means nothing
+    limits       float32 [2]                gross and net: sum |p| <= gross, |sum p| <= net
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    instruments: int = Field(ge=1, le=64)
+    factors: int = Field(ge=1, le=64)
+
+    @property
+    def row_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"instruments": (self.instruments, 4 + self.factors), "limits": (2,)}
+
+    @property
+    def answers(self) -> tuple[int, ...]:
+        """Shape of one row's answer: an action for each instrument."""
+        return (self.instruments,)
+
+    @property
+    def digest(self) -> str:
+        return _digest(self)
+
+
+def _digest(schema: BaseModel) -> str:
+    """SHA-256 of the canonical JSON: two schemas are the same exactly when their digests are."""
+    return hashlib.sha256(schema.model_dump_json().encode()).hexdigest()

@@ -14,7 +14,7 @@ activation is quantised, so a row's decision cannot depend on the rows it shares
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
@@ -23,14 +23,15 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from core.manifest import Storage
-from hrm.model import HierarchicalReasoningModel
+from hrm.model import ReasoningModel
 
 LEVELS = 127
 
 Floats = NDArray[np.float32]
+Model = TypeVar("Model", bound=ReasoningModel)
 
 
-def rounded(model: HierarchicalReasoningModel, storage: Storage) -> HierarchicalReasoningModel:
+def rounded(model: Model, storage: Storage) -> Model:
     """A copy whose recurrence has only weights that `storage` can hold; the first and last layers stay as they are."""
     copied = copy.deepcopy(model)
     for layer in copied.recurrence.modules():

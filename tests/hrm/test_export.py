@@ -13,17 +13,12 @@ from hrm_planted import HRM, UNEQUAL_WIDTHS, inputs, model, settings
 
 from core.errors import ModelError
 from core.files import sha256_hex
-from hrm.export import (
-    INPUTS,
-    OUTPUTS,
-    PARITY_LIMIT,
-    export_model,
-    export_segment,
-    golden,
-    parity_max_abs_error,
-)
+from hrm.export import MarketSegment, export_model, export_segment, parity_max_abs_error
 from hrm.model import HierarchicalReasoningModel
+from hrm.segment import PARITY_LIMIT, golden_file
 
+INPUTS = ("bars", "account", "z_H", "z_L", "reset")
+OUTPUTS = ("action_logits", "log_quantity", "value", "q_halt", "q_continue", "z_H_next", "z_L_next")
 LEARNED = {f"{HRM}HIERARCHICAL__RESET_MECHANISM": "learned", f"{HRM}ARCHITECTURE__POSITIONS": "learned"}
 
 
@@ -73,7 +68,7 @@ def test_reset_starts_a_row_from_the_fixed_state_whatever_came_in(
 
 
 def test_golden_values_are_reproduced_by_onnxruntime(compact: HierarchicalReasoningModel, compact_file: bytes) -> None:
-    arrays = np.load(io.BytesIO(golden(compact)), allow_pickle=False)
+    arrays = np.load(io.BytesIO(golden_file(MarketSegment(compact))), allow_pickle=False)
     feed = {name: arrays[f"in_{name}"] for name in INPUTS}
     assert feed["reset"].any()
     assert not feed["reset"].all()

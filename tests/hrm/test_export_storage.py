@@ -17,10 +17,13 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from core.manifest import Storage
-from hrm.export import INPUTS, OUTPUTS, PARITY_LIMIT, export_segment, parity_max_abs_error
+from hrm.export import export_segment, parity_max_abs_error
 from hrm.model import HierarchicalReasoningModel
+from hrm.segment import PARITY_LIMIT
 from hrm.storage import encode, rounded
 
+INPUTS = ("bars", "account", "z_H", "z_L", "reset")
+OUTPUTS = ("action_logits", "log_quantity", "value", "q_halt", "q_continue", "z_H_next", "z_L_next")
 SHALLOW = {
     f"{HRM}HIERARCHICAL__N_CYCLES": "1",
     f"{HRM}HIERARCHICAL__T_TIMESTEPS": "1",
