@@ -275,6 +275,9 @@ class Serving(Section):
     threads: Count
     providers: tuple[str, ...] = Field(min_length=1)
     max_body_kb: Count
+    max_rows: Count
+    max_waiting: Count
+    cache_entries: int = Field(ge=0)
 
 
 class Settings(Section):

@@ -229,6 +229,7 @@ def _hold_unless_refused(call: Call, error: httpx.TransportError | ServiceError)
         "halt_reason": f"service_unavailable: {type(error).__name__}",
         "model": "none",
         "model_version": "none",
+        "provider": None,
         "role": "safe",
         "latency_ms": None,
         "epoch": None,

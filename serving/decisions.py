@@ -4,7 +4,8 @@
 
 The stable model of a fall-back decides on the account of the arm that was routed: that is the position at stake.
 A decision is made and given out under one epoch. If who decides changes in between it is made anew, on that account.
-The other arm runs at the same time in its own lane; the answer waits for it no longer than the inference time limit.
+The other arm runs at the same time, on its own threads; the answer waits for it no longer than the inference time
+limit.
 """
 
 from __future__ import annotations
@@ -18,8 +19,7 @@ import structlog
 
 from core.actions import SAFE_DECISION, Action
 from core.errors import ModelError
-from serving.engine import Engine
-from serving.lanes import Run, observation
+from serving.batcher import Batcher, Observation, Run
 from serving.question import Account, Question
 from serving.routing import Role, route
 from serving.schemas import Decision, DecisionResponse
@@ -29,37 +29,43 @@ log = structlog.get_logger()
 
 Facts = dict[str, Any]  # fields of a Decision
 
+SHED = frozenset({"overloaded", "shutting_down"})  # 503: late would be worse than not at all
 SHADOW_QUEUE = 32  # waiting shadow runs beyond which new ones are skipped: they only help while they are fresh
 
 
 @dataclass(frozen=True)
 class _Try:
-    """A model that may answer, in the lane of its role."""
+    """A model that may answer, and in which role."""
 
-    engine: Engine
+    model: Batcher
     role: Role
-    lane: Role
+
+    @property
+    def id(self) -> str:
+        return self.model.engine.id
 
 
 @dataclass(frozen=True)
 class _Answer:
-    """Who answered, under which epoch; `run` is None when no model could."""
+    """Who answered, under which epoch; the last run tried has no decisions when no model could."""
 
     epoch: int
     role: Role
-    run: Run | None
+    run: Run
 
     @property
-    def model_id(self) -> str | None:
-        return self.run.model_id if self.run is not None else None
+    def made(self) -> bool:
+        return self.run.decisions is not None
 
 
 async def decide(service: Service, question: Question) -> DecisionResponse:
-    """Raises ModelError `not_ready` without a champion and DataError on shapes that are not the model's."""
+    """Raises ModelError `not_ready` without a champion, `overloaded` where the answer would come too late, and
+    DataError on shapes that are not the model's.
+    """
     started = time.perf_counter()
     live = service.live
     routed, other = _arms(service, live, question.symbol)
-    question.require(routed.engine.manifest.observation, routed.engine.id)
+    question.require(routed.model.engine.manifest.observation, routed.id)
     facts: Facts = {"request_id": question.request_id, "symbol": question.symbol}
     failed_too: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
     shadow = _start_shadow(service, other, question, failed_too)
@@ -71,10 +77,16 @@ async def decide(service: Service, question: Question) -> DecisionResponse:
     shadow_run = await _await_shadow(service, shadow, started)
     while service.live.state.epoch != answer.epoch:  # at most once per change, and changes are rare
         answer = await _answer(service, service.live, routed.role, question)
+    if answer.run.error_code in SHED:
+        raise ModelError(str(answer.run.error), code=answer.run.error_code, retryable=True)
     waited_ms = (time.perf_counter() - started) * 1e3
     shadowed = _shadow_decision(other, shadow_run, facts | {"fallback": False, "epoch": live.state.epoch})
-    facts |= {"latency_ms": waited_ms, "epoch": answer.epoch, "fallback": answer.model_id != routed.engine.id}
-    decision = _decision(answer.run, answer.role, facts) if answer.run is not None else _safe(facts)
+    facts |= {
+        "latency_ms": waited_ms,
+        "epoch": answer.epoch,
+        "fallback": not answer.made or answer.run.model_id != routed.id,
+    }
+    decision = _decision(answer.run, answer.role, facts) if answer.made else _safe(facts)
     _record(service, decision, shadowed)
     return DecisionResponse(
         **decision.model_dump(),
@@ -86,13 +98,13 @@ async def decide(service: Service, question: Question) -> DecisionResponse:
 
 def _arms(service: Service, live: Live, symbol: str) -> tuple[_Try, _Try | None]:
     """The routed arm and, while there is a challenger, the other one."""
-    champion, challenger = live.engine(live.state.champion), live.engine(live.state.challenger)
+    champion, challenger = live.model(live.state.champion), live.model(live.state.challenger)
     if champion is None:
         raise ModelError("no champion is loaded; start the service with one, or a rollout", code="not_ready")
-    stable = _Try(champion, "champion", "champion")
+    stable = _Try(champion, "champion")
     if challenger is None:
         return stable, None
-    candidate = _Try(challenger, "challenger", "challenger")
+    candidate = _Try(challenger, "challenger")
     if route(symbol, live.state.weight, service.settings.rollout.salt) == "challenger":
         return candidate, stable
     return stable, candidate
@@ -101,10 +113,10 @@ def _arms(service: Service, live: Live, symbol: str) -> tuple[_Try, _Try | None]
 def _stable(live: Live, routed: _Try) -> _Try | None:
     """Who answers when the routed model does not: the champion, or after a promotion the one before it."""
     if routed.role == "challenger":
-        champion = live.engine(live.state.champion)
-        return _Try(champion, "champion", "champion") if champion else None
-    fallback = live.engine(live.state.fallback)
-    return _Try(fallback, "champion", "challenger") if fallback else None
+        champion = live.model(live.state.champion)
+        return _Try(champion, "champion") if champion else None
+    fallback = live.model(live.state.fallback)
+    return _Try(fallback, "champion") if fallback else None
 
 
 async def _answer(
@@ -134,12 +146,12 @@ async def _answer(
     for attempt, run in tried:
         _show_guard(service, attempt, run, excused=shared)
     attempt, run = tried[-1]
-    return _Answer(live.state.epoch, attempt.role, run if run.decisions is not None else None)
+    return _Answer(live.state.epoch, attempt.role, run)
 
 
 async def _run(service: Service, attempt: _Try, account: Account, question: Question, label: str) -> Run:
-    row = observation(question.bars, account.features, question.complexity, account.position)
-    run = await service.lanes[attempt.lane].run(attempt.engine, row)
+    row = Observation(question.bars, account.features, question.complexity, account.position)
+    run = await attempt.model.run(row, question.deadline)
     service.telemetry.ran(run, label)
     if run.error is not None:
         log.warning("run_without_answer", model=run.model_id, code=run.error_code, error=run.error)
@@ -152,7 +164,7 @@ def _show_guard(service: Service, attempt: _Try, run: Run, *, excused: bool) -> 
     A failure that both arms share on one request is `excused`: it tells of the input, not of one of the models.
     """
     state = service.live.state
-    if excused or run.model_id != (state.champion if attempt.role == "champion" else state.challenger):
+    if excused or run.cached or run.model_id != (state.champion if attempt.role == "champion" else state.challenger):
         return
     depth = int(run.decisions.segments[0]) if run.decisions is not None else 0
     service.guard.observe(attempt.role, run.latency_ms, failed=run.failed, segments=depth)
@@ -164,7 +176,7 @@ def _start_shadow(
 ) -> asyncio.Task[Run] | None:
     if other is None:
         return None
-    if service.lanes[other.lane].waiting >= SHADOW_QUEUE:
+    if other.model.waiting >= SHADOW_QUEUE:
         service.telemetry.shadow_missed.inc()
         return None
     return service.spawn(_shadow(service, other, question, failed_too))
@@ -219,6 +231,7 @@ def _decision(run: Run, role: Role, facts: Facts) -> Decision:
         "halt_reason": made.halt_reason[0],
         "model": name,
         "model_version": version,
+        "provider": run.provider,
         "role": role,
     }
     return Decision.model_validate(answer | facts)
@@ -237,6 +250,7 @@ def _safe(facts: Facts) -> Decision:
         "halt_reason": "no_model_answered",
         "model": "none",
         "model_version": "none",
+        "provider": None,
         "role": "safe",
     }
     return Decision.model_validate(answer | facts)

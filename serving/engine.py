@@ -34,7 +34,12 @@ class Engine:
     def __init__(self, model: StoredModel, serving: Serving) -> None:
         """Raises ModelError when the graph does not load, does not fit its manifest or misses its goldens."""
         self.id = model.id
+        schema = model.manifest.observation
         self.manifest = model.manifest
+        self.row_shapes = {  # of what a caller gives for one row
+            "bars": (schema.window, len(schema.bar_features)),
+            "account": (len(schema.account_features),),
+        }
         self._graph = Graph(model, serving)
         self.provider = self._graph.provider
         self.golden_max_abs_error = self._compare_with_golden(model.golden)

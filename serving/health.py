@@ -11,9 +11,8 @@ from datetime import UTC, datetime
 import numpy as np
 
 from core.halting import minimum_segments
+from serving.batcher import Observation, Run
 from serving.engine import Engine
-from serving.lanes import Observation, Run
-from serving.routing import Role
 from serving.service import Service
 
 PROBES = 3  # the median of three: one hiccup of the machine is not the model's slowness
@@ -43,7 +42,7 @@ async def health(service: Service) -> dict[str, object]:
 
 def ready(service: Service) -> bool:
     """Whether the model that decides is loaded, warm and matches its golden outputs."""
-    return service.live.engine(service.live.state.champion) is not None
+    return service.live.model(service.live.state.champion) is not None
 
 
 async def check_model_loading(service: Service) -> Check:
@@ -51,7 +50,7 @@ async def check_model_loading(service: Service) -> Check:
     named = [name for name in (state.champion, state.challenger) if name]
     loaded = {
         name: {"provider": engine.provider, "golden_max_abs_error": engine.golden_max_abs_error}
-        for name, engine in service.live.engines.items()
+        for name, engine in _engines(service).items()
     }
     passed = bool(named) and all(name in loaded for name in named)
     return Check(passed, {"needed": named, "loaded": loaded, "durable": service.live.durable})
@@ -61,8 +60,8 @@ async def check_inference_performance(service: Service) -> Check:
     """Runs the models now: median of a few probes against NFR1.1."""
     limit_ms = service.settings.performance.inference_timeout_ms
     measured: dict[str, object] = {}
-    passed = bool(service.live.engines)
-    for name in service.live.engines:
+    passed = bool(service.live.models)
+    for name in service.live.models:
         runs = [await _probe(service, name) for _ in range(PROBES)]
         latency_ms = statistics.median(run.latency_ms for run in runs)
         fast = all(run.decisions is not None for run in runs) and latency_ms < limit_ms
@@ -79,8 +78,8 @@ async def check_memory_usage(service: Service) -> Check:
 async def check_act_mechanism(service: Service) -> Check:
     """A complex market must be given at least the minimum of segments, and reasoning must end by the maximum."""
     details: dict[str, object] = {}
-    passed = bool(service.live.engines)
-    for name, engine in service.live.engines.items():
+    passed = bool(service.live.models)
+    for name, engine in _engines(service).items():
         rule = engine.manifest.halting
         if rule is None or engine.manifest.algorithm == "ppo":
             details[name] = {"applies": False, "why": "decides in one pass"}
@@ -97,8 +96,8 @@ async def check_act_mechanism(service: Service) -> Check:
 async def check_hierarchical_convergence(service: Service) -> Check:
     """The high-level state must settle: its last relative change below that of unrelated states."""
     details: dict[str, object] = {}
-    passed = bool(service.live.engines)
-    for name, engine in service.live.engines.items():
+    passed = bool(service.live.models)
+    for name, engine in _engines(service).items():
         if engine.manifest.algorithm == "ppo":
             details[name] = {"applies": False, "why": "has no recurrent state"}
             continue
@@ -110,20 +109,18 @@ async def check_hierarchical_convergence(service: Service) -> Check:
 
 
 async def _probe(service: Service, model_id: str, complexity: float = 0.0) -> Run:
-    """One run on a zero observation, in the lane of the model's role. Not shown to the guard."""
-    engine = service.live.engines[model_id]
-    lane: Role = "champion" if model_id == service.live.state.champion else "challenger"
-    return await service.lanes[lane].run(engine, _zero_observation(engine, complexity))
+    """One run on a zero observation. Not shown to the guard."""
+    model = service.live.models[model_id]
+    return await model.run(_zero_observation(model.engine, complexity))
+
+
+def _engines(service: Service) -> dict[str, Engine]:
+    return {name: model.engine for name, model in service.live.models.items()}
 
 
 def _zero_observation(engine: Engine, complexity: float) -> Observation:
-    schema = engine.manifest.observation
-    return Observation(
-        bars=np.zeros((1, schema.window, len(schema.bar_features)), np.float32),
-        account=np.zeros((1, len(schema.account_features)), np.float32),
-        complexity=np.array([complexity], np.float32),
-        position=np.zeros(1, np.int64),
-    )
+    bars, account = (np.zeros(engine.row_shapes[name], np.float32) for name in ("bars", "account"))
+    return Observation(bars, account, complexity, position=0)
 
 
 CHECKS: tuple[Callable[[Service], Awaitable[Check]], ...] = (

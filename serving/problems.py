@@ -20,7 +20,7 @@ STATUS_OF: dict[type[HrmSystemError], int] = {
     DataError: 422,
     ConfigError: 500,
 }
-UNAVAILABLE_CODES = {"not_ready", "shutting_down", "state_not_durable"}
+UNAVAILABLE_CODES = {"not_ready", "overloaded", "shutting_down", "state_not_durable"}
 
 
 def problem(status: int, code: str, detail: str, **extra: object) -> JSONResponse:

@@ -5,6 +5,7 @@ Shapes: W window, F bar features, A account features; everything float32, finite
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,7 +32,7 @@ class Account:
 class Question:
     """One observation, and each arm's own account; without a challenger's both arms decide on the champion's.
 
-    `deadline_ms` counts from arrival: past it the answer is that of the best segment so far, and says so.
+    Past its `deadline`, a time.perf_counter() in seconds, the answer is that of the best segment so far, and says so.
     """
 
     request_id: str
@@ -40,7 +41,7 @@ class Question:
     complexity: float
     champion: Account
     challenger: Account | None = None
-    deadline_ms: float | None = None
+    deadline: float = math.inf
 
     def account(self, role: Role) -> Account:
         return self.challenger if role == "challenger" and self.challenger is not None else self.champion

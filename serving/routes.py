@@ -53,8 +53,8 @@ async def post_outcome(service: ServiceOf, body: OutcomeRequest) -> OutcomeRespo
 @router.get("/v1/models", tags=["models"])
 async def get_models(service: ServiceOf) -> dict[str, object]:
     loaded = {
-        name: {"provider": engine.provider, "algorithm": engine.manifest.algorithm}
-        for name, engine in service.live.engines.items()
+        name: {"provider": model.engine.provider, "algorithm": model.engine.manifest.algorithm}
+        for name, model in service.live.models.items()
     }
     return {"store": list_versions(service.settings.paths.state_dir / "models"), "loaded": loaded}
 

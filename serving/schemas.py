@@ -81,6 +81,7 @@ class Decision(Message):
     halt_reason: str
     model: str
     model_version: str
+    provider: str | None = Field(description="onnxruntime's provider that ran the model; null where none did")
     role: Literal["champion", "challenger", "safe"]
     latency_ms: float
     epoch: int

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -19,12 +19,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from core.errors import ModelError, RolloutError
 from core.settings import Settings
-from serving.engine import Engine, load_engine
+from serving.batcher import Batcher, open_model
 from serving.guard import Guard
-from serving.lanes import Lane
 from serving.outbox import Outbox, PrefectApi
 from serving.rollout import Event, RolloutStore
-from serving.routing import Role
 from serving.telemetry import Telemetry
 from serving.transitions import Change, Command, Phase, RolloutState, transition
 
@@ -33,9 +31,6 @@ log = structlog.get_logger()
 TICK_S = 0.25
 RETRY_S = 0.25
 DURABLE_WAIT_S = 5.0  # how long the answer to an abort waits for the disk; the abort itself does not
-# The hard limit of one run. Twice the latency trigger's 100 ms: below that the trigger would never see
-# the slowness it judges, far above it one stuck run would hold up a trade.
-TIMEOUT_FACTOR = 4
 
 
 @dataclass(frozen=True)
@@ -43,11 +38,11 @@ class Live:
     """Who decides now. `durable` is False between a rollback in memory and its arrival on disk."""
 
     state: RolloutState
-    engines: MappingProxyType[str, Engine] = field(default_factory=lambda: MappingProxyType({}))
+    models: MappingProxyType[str, Batcher] = field(default_factory=lambda: MappingProxyType({}))
     durable: bool = True
 
-    def engine(self, model_id: str | None) -> Engine | None:
-        return self.engines.get(model_id) if model_id else None
+    def model(self, model_id: str | None) -> Batcher | None:
+        return self.models.get(model_id) if model_id else None
 
 
 class Service:
@@ -66,6 +61,7 @@ class Service:
         self._commands = asyncio.Lock()
         self._rollback: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._beside: set[str] = set()  # loaded on request, not by the rollout
 
     async def open(self) -> None:
         """Load what the durable state names, all of it warm. Raises ConfigError or ModelError."""
@@ -73,17 +69,13 @@ class Service:
         self.store = RolloutStore(s.paths.state_dir / "rollout.db", s.rollout)
         if self._prefect is not None:  # before anything below can roll back
             self._outbox = Outbox(self._prefect, self.store, s.paths.state_dir / "outbox.json")
-        limit_s = s.performance.inference_timeout_ms * TIMEOUT_FACTOR / 1e3
-        self.lanes: dict[Role, Lane] = {
-            "champion": Lane("champion", limit_s),
-            "challenger": Lane("challenger", limit_s),
-        }
         state = self.store.read()
+        first: dict[str, Batcher] = {}
         if state.champion is None and self._first_champion is not None:
-            engine = load_engine(s, self._first_champion)  # proved before it is written down
-            install = Change(Command.INSTALL, time.time(), "first champion", "service", champion=engine.id)
+            first[self._first_champion] = await open_model(s, self._first_champion)  # proved before it is written down
+            install = Change(Command.INSTALL, time.time(), "first champion", "service", champion=self._first_champion)
             state = self.store.apply(install)
-        self._install(*self._load(state))
+        self._install(*await self._load(state, first))
         self._tick_memory()
         self.spawn(self._watch())
         if self._outbox is not None:
@@ -93,13 +85,10 @@ class Service:
         """Stop running models and background work; an undurable rollback gets a last chance."""
         if self._rollback is not None:
             await asyncio.wait({self._rollback}, timeout=DURABLE_WAIT_S)
-        for engine in self.live.engines.values():
-            engine.stop()
+        await asyncio.gather(*(model.close(drain=False) for model in self.live.models.values()))
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for lane in self.lanes.values():
-            lane.close()
         self.store.close()
 
     async def command(self, change: Change, expected_version: int | None = None) -> Live:
@@ -108,7 +97,7 @@ class Service:
             await self._abort(change)
             return self.live
         transition(self.live.state, change, self.settings.rollout)  # refused before anything is loaded
-        engines = await self._engines_for(change)
+        models = await self._models_for(change)
         async with self._commands:
             if not self.live.durable:
                 raise RolloutError(
@@ -120,8 +109,27 @@ class Service:
                 raise RolloutError(
                     f"rollout.db: {error}; free the disk and retry", code="state_not_durable", retryable=True
                 ) from error
-            self._install(state, engines)
+            self._install(state, models)
         return self.live
+
+    async def load(self, model_id: str) -> Batcher:
+        """Have `name/version` loaded beside the rollout's models, until it is unloaded. Raises ModelError."""
+        async with self._commands:
+            model = self.live.model(model_id) or await open_model(self.settings, model_id)
+            self._beside.add(model_id)
+            self.live = replace(self.live, models=MappingProxyType({**self.live.models, model_id: model}))
+        return model
+
+    async def unload(self, model_id: str) -> None:
+        """Let go of a model that the rollout does not need; what it was asked is still answered. Raises ModelError."""
+        async with self._commands:
+            model = self.live.model(model_id)
+            if model is None:
+                raise ModelError(f"{model_id} is not loaded; GET /v1/models says what is", code="model_not_loaded")
+            if model_id in _needed(self.live.state):
+                raise ModelError(f"the rollout needs {model_id}; end the rollout first", code="model_in_use")
+            self._beside.discard(model_id)
+            self._keep(self.live.state, dict(self.live.models), durable=self.live.durable)
 
     def events(self, after_version: int) -> list[Event]:
         return self.store.events(after_version)
@@ -160,12 +168,9 @@ class Service:
         after = transition(before.state, change, self.settings.rollout)
         rejected = before.state.candidate
         log.warning("rollback", reason=change.reason, actor=change.actor, rejected=rejected, epoch=after.epoch)
-        keep = {name: engine for name, engine in before.engines.items() if name == after.champion}
-        self.live = Live(after, MappingProxyType(keep), durable=False)
+        self._beside.discard(rejected or "")
+        self._keep(after, dict(before.models), durable=False)
         self.telemetry.rollout(after)
-        for name, engine in before.engines.items():
-            if name not in keep:
-                engine.stop()
         self._rollback = self.spawn(self._make_durable(change))
 
     async def _make_durable(self, change: Change) -> None:
@@ -184,33 +189,32 @@ class Service:
             except SQLAlchemyError as error:
                 log.error("rollback_not_durable", error=str(error), remedy="free the disk; retrying")
                 return False
-            engines = dict(self.live.engines) | await self._champion_unknown_to_memory(state)
-            self.live = Live(state, MappingProxyType(engines))
+            models = dict(self.live.models) | await self._champion_unknown_to_memory(state)
+            self.live = Live(state, MappingProxyType(models))
             self.telemetry.rollout(state)
         return True
 
-    async def _champion_unknown_to_memory(self, state: RolloutState) -> dict[str, Engine]:
+    async def _champion_unknown_to_memory(self, state: RolloutState) -> dict[str, Batcher]:
         """A first start may have reached the disk, with its champion, while a rollback swapped in memory."""
-        if state.champion is None or state.champion in self.live.engines:
+        if state.champion is None or state.champion in self.live.models:
             return {}
         try:
-            return {state.champion: await asyncio.to_thread(load_engine, self.settings, state.champion)}
+            return {state.champion: await open_model(self.settings, state.champion)}
         except ModelError as error:  # it loaded a moment ago; without it the service says that it is not ready
             log.error("champion_does_not_load", model=state.champion, error=str(error))
             return {}
 
-    def _install(self, state: RolloutState, engines: dict[str, Engine]) -> None:
+    def _install(self, state: RolloutState, models: dict[str, Batcher]) -> None:
         """Let a durable state take effect, unless a rollback overtook it."""
         overtaken = not self.live.durable or (self.live.state.version > state.version)
         if overtaken:
+            self._close([model for name, model in models.items() if name not in self.live.models])
             return
         if state.phase is Phase.SHADOW and self.live.state.candidate != state.candidate:
             self.guard.reset()
         if state.phase is Phase.PROMOTED and self.live.state.phase is not Phase.PROMOTED:
             self.guard.reset()  # the new champion is judged by what it does as champion
-        wanted = {state.champion, state.challenger, state.fallback}
-        known = {**self.live.engines, **engines}
-        self.live = Live(state, MappingProxyType({name: known[name] for name in known if name in wanted}))
+        self._keep(state, {**self.live.models, **models}, durable=True)
         self.telemetry.rollout(state)
         log.info(
             "rollout",
@@ -222,32 +226,44 @@ class Service:
             version=state.version,
         )
 
-    async def _engines_for(self, change: Change) -> dict[str, Engine]:
-        """The engines a start needs, loaded and warm before anything changes."""
-        engines: dict[str, Engine] = {}
-        for model_id in (change.champion, change.challenger):
-            if model_id is not None and model_id not in self.live.engines:
-                engines[model_id] = await asyncio.to_thread(load_engine, self.settings, model_id)
-        both = [{**self.live.engines, **engines}.get(name or "") for name in (change.champion, change.challenger)]
-        if both[0] is not None and both[1] is not None:
-            both[0].manifest.observation.require(both[1].manifest.observation, both[1].id)
-        return engines
+    def _keep(self, state: RolloutState, models: dict[str, Batcher], *, durable: bool) -> None:
+        """Let `state` take effect with the models it needs and those loaded beside it; the others finish and go."""
+        wanted = _needed(state) | self._beside
+        kept = {name: model for name, model in models.items() if name in wanted}
+        self.live = Live(state, MappingProxyType(kept), durable=durable)
+        # A model that lost its traffic to a rollback ends at once: whoever waits for it is answered by the stable one.
+        self._close([model for name, model in models.items() if name not in wanted], drain=durable)
 
-    def _load(self, state: RolloutState) -> tuple[RolloutState, dict[str, Engine]]:
-        """Engines at start-up. A candidate that does not load is rolled back; a stable model must load."""
-        engines: dict[str, Engine] = {}
+    def _close(self, models: list[Batcher], *, drain: bool = True) -> None:
+        for model in models:
+            self.spawn(model.close(drain=drain))
+
+    async def _models_for(self, change: Change) -> dict[str, Batcher]:
+        """The models a start needs, loaded and warm before anything changes."""
+        models: dict[str, Batcher] = {}
+        for model_id in (change.champion, change.challenger):
+            if model_id is not None and model_id not in self.live.models:
+                models[model_id] = await open_model(self.settings, model_id)
+        both = [{**self.live.models, **models}.get(name or "") for name in (change.champion, change.challenger)]
+        if both[0] is not None and both[1] is not None:
+            theirs = both[1].engine
+            both[0].engine.manifest.observation.require(theirs.manifest.observation, theirs.id)
+        return models
+
+    async def _load(self, state: RolloutState, models: dict[str, Batcher]) -> tuple[RolloutState, dict[str, Batcher]]:
+        """Models at start-up. A candidate that does not load is rolled back; a stable model must load."""
         stable = state.fallback or state.champion
-        if stable is not None:
-            engines[stable] = load_engine(self.settings, stable)
+        if stable is not None and stable not in models:
+            models[stable] = await open_model(self.settings, stable)
         if state.candidate is None:
-            return state, engines
+            return state, models
         try:
-            engines[state.candidate] = load_engine(self.settings, state.candidate)
+            models[state.candidate] = await open_model(self.settings, state.candidate)
         except ModelError as error:
             log.error("candidate_does_not_load", model=state.candidate, error=str(error))
             self.telemetry.rollbacks.labels("not_loadable").inc()
             state = self.store.apply(Change(Command.ROLLBACK, time.time(), str(error), "service"))
-        return state, engines
+        return state, models
 
     async def _watch(self) -> None:
         while True:
@@ -273,3 +289,7 @@ class Service:
             "memory_mitigation": guard.rss_gb > alerts.memory_mitigation_gb,
             "performance_drop": guard.performance.relative_drop() > alerts.performance_drop,
         }
+
+
+def _needed(state: RolloutState) -> set[str]:
+    return {name for name in (state.champion, state.challenger, state.fallback) if name is not None}

@@ -170,7 +170,7 @@ def test_a_decision_made_by_a_model_that_lost_its_traffic_meanwhile_is_not_given
     async def story(service: Service) -> None:
         await to_canary(service, "slow/v1")
         pending = asyncio.create_task(decide(service, POISON))
-        await until(lambda: service.lanes["challenger"]._free._value < 2)  # it is thinking
+        await until(lambda: service.live.models[str(service.live.state.challenger)].thinking)  # it is thinking
         await command(service, "abort")
         answer = await pending
         assert (answer.role, answer.model, answer.fallback) == ("champion", "ppo", True)
@@ -317,7 +317,7 @@ def test_an_abort_while_the_first_start_reaches_the_disk_leaves_a_champion_that_
 
 def test_a_start_that_is_refused_loads_nothing(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     async def story(service: Service) -> None:
-        monkeypatch.setattr("serving.service.load_engine", lambda *_: pytest.fail("a model was loaded"))
+        monkeypatch.setattr("serving.service.open_model", lambda *_: pytest.fail("a model was loaded"))
         with pytest.raises(RolloutError) as error:
             await command(service, "start", champion="hrm/v1", challenger="hrm/v2")
         assert error.value.code == "champion_mismatch"
@@ -409,9 +409,9 @@ def test_symbols_are_split_by_weight_and_keep_their_side(settings: Settings) -> 
 def test_a_model_that_was_rolled_back_is_stopped_and_unloaded(settings: Settings) -> None:
     async def story(service: Service) -> None:
         await to_canary(service, "hrm/v1")
-        engine = service.live.engines["hrm/v1"]
+        engine = service.live.models["hrm/v1"].engine
         await command(service, "abort")
-        assert set(service.live.engines) == {"ppo/v1"}
+        assert set(service.live.models) == {"ppo/v1"}
         with pytest.raises(ModelError):
             engine.decide(*(np.zeros(shape) for shape in ((1, W, F), (1, A), (1,), (1,))))
 
