@@ -272,6 +272,7 @@ class Alerts(Section):
 class Serving(Section):
     host: str
     port: int = Field(ge=0, le=65535)
+    workers: int = Field(ge=1, le=64)
     threads: Count
     providers: tuple[str, ...] = Field(min_length=1)
     max_body_kb: Count
