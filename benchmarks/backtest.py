@@ -111,14 +111,14 @@ def year_with_model(settings: Settings, sessions: int = YEARS[0]) -> dict[str, A
 
     market = market_of_sessions(settings, sessions)
     with tempfile.TemporaryDirectory() as folder:
-        _export_ready_to_stop(settings, Path(folder))
-        engine = Engine(load_version(Path(folder), "hrm/bench", size_limit_mb=1000), settings.serving)
+        _export_ready_to_stop(settings, Path(folder) / "models")
+        engine = Engine(load_version(Path(folder) / "models", "hrm/bench", size_limit_mb=1000), settings.serving)
     with ThreadPoolExecutor(cores()) as pool:
         started = time.perf_counter()
         result = backtest.run(
             partial(engine.decide, pool=pool),
             market,
-            engine.manifest.observation,
+            engine.manifest.market,
             cost=flat_costs(1e4 * FEE_RATIO),
             initial_capital=1e12,  # random weights lose: nobody is to be ruined by them
         )

@@ -33,7 +33,7 @@ def run(settings: Settings) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         export_model(
             model,
-            store=Path(folder),
+            store=Path(folder) / "models",
             name="hrm",
             version="bench",
             settings=settings,
@@ -41,7 +41,7 @@ def run(settings: Settings) -> dict[str, Any]:
             dataset_digest="none",
         )
         started = time.perf_counter()
-        stored = load_version(Path(folder), "hrm/bench", size_limit_mb=1000)
+        stored = load_version(Path(folder) / "models", "hrm/bench", size_limit_mb=1000)
         engine = Engine(stored, settings.serving)
         ready_s = time.perf_counter() - started
     rule = settings.hierarchical_reasoning_model.halting_rule

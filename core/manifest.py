@@ -1,7 +1,8 @@
-"""A published model: a folder `<store>/<name>/<version>/` with a manifest that digests every file.
+"""A published model: a folder `<store>/<name>/<version>/` with a signed manifest that digests every file.
 
     manifest.json   this module's ModelManifest
-    model.onnx      hrm: one segment; ppo: the whole policy (docs/architecture.md, "Model files")
+    manifest.sig    the publisher's signature of manifest.json, and so of every file it digests (core/signing.py)
+    model.onnx      hrm, hrm_book: one segment; ppo: the whole policy (docs/architecture.md, "Model files")
     golden.npz      inputs and the outputs the exporting framework computed for them
     portable.onnx   hrm, if asked for: the whole decision in one file, for other runtimes
 
@@ -15,16 +16,18 @@ import tempfile
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from core.errors import ModelError
 from core.files import sha256_hex
 from core.halting import HaltingRule
-from core.observation import ObservationSchema
+from core.observation import BookSchema, ObservationSchema
+from core.signing import keys_beside, sign
 
 MANIFEST = "manifest.json"
+SIGNATURE = "manifest.sig"
 Storage = Literal["fp32", "fp16", "int8"]
 IMPORTED = "imported:"  # before the SHA-256 of the archive, in the dataset_digest of a model that was trained elsewhere
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
@@ -45,21 +48,31 @@ class ModelManifest(BaseModel):
     format: Literal[1] = 1
     name: str = Field(pattern=NAME_PATTERN)
     version: str = Field(pattern=NAME_PATTERN)
-    algorithm: Literal["hrm", "ppo"]
+    algorithm: Literal["hrm", "ppo", "hrm_book"]
     preset: str | None = Field(default=None, description="the HRM preset; None for a PPO")
     storage: Storage = Field(default="fp32", description="how the weights are stored; arithmetic is float32")
     parameters: int = Field(ge=0)
-    observation: ObservationSchema
+    observation: ObservationSchema | BookSchema
     halting: HaltingRule | None = Field(default=None, description="None: one pass decides")
     carry: dict[str, tuple[int, int]] = Field(
         default_factory=dict, description="z_H and z_L: (tokens, width) of one row; empty for one pass"
     )
     quantity_max: float = Field(gt=0, description="largest quantity the model may answer, units")
-    files: dict[str, FileDigest]
+    files: dict[Annotated[str, Field(pattern=NAME_PATTERN)], FileDigest]
     metrics: dict[str, float] = Field(default_factory=dict)
     dataset_digest: str
     git_commit: str | None = None
     created_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
+
+    @property
+    def market(self) -> ObservationSchema:
+        """The observation of one instrument. Raises ModelError for the model of a book: it decides no single one."""
+        if isinstance(self.observation, BookSchema):
+            raise ModelError(
+                f"{self.name}/{self.version}: decides books; ask it over /v1/books/decisions, name another model here",
+                code="model_of_a_book",
+            )
+        return self.observation
 
     @property
     def imported(self) -> bool:
@@ -77,21 +90,22 @@ def require_free(target: Path) -> None:
 
 
 def publish(store: Path, files: Mapping[str, bytes], **fields: object) -> ModelManifest:
-    """Write a new version into the store in one rename and return its manifest.
+    """Write a new version, signed with the key beside the store, in one rename and return its manifest.
 
-    `fields` are ModelManifest's, without `files`. Raises ModelError if the version exists already, and
-    OSError (nothing left behind) if the disk refuses.
+    `fields` are ModelManifest's, without `files`. Raises ModelError if the version exists already, ConfigError if the
+    signing key cannot be used, and OSError (no version left behind) if the disk refuses.
     """
     digests = {name: FileDigest(sha256=sha256_hex(data), bytes=len(data)) for name, data in files.items()}
     manifest = ModelManifest.model_validate({**fields, "files": digests})
     target = store / manifest.name / manifest.version
     require_free(target)
+    described = manifest.model_dump_json(indent=2).encode()
+    written = {**files, MANIFEST: described, SIGNATURE: sign(described, keys_beside(store))}
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=".publishing-"))
     try:
-        for name, data in files.items():
+        for name, data in written.items():
             (temporary / name).write_bytes(data)
-        (temporary / MANIFEST).write_text(manifest.model_dump_json(indent=2))
         temporary.chmod(0o755)
         temporary.rename(target)
     except BaseException:

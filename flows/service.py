@@ -21,6 +21,7 @@ import numpy as np
 
 from core.errors import HrmSystemError, RolloutError
 from core.settings import Settings
+from core.signing import KEYS
 from flows.phases import dataset_of
 from flows.processes import child, free_port, wait_until_healthy
 from flows.progress import report
@@ -114,9 +115,9 @@ def _started(run: Run) -> Iterator[RunningService]:
     port = free_port(settings.serving.host)
     command = [sys.executable, "-m", "serving", "--champion", run.result("ppo_baseline_capture")["model"]]
     run.service_dir.mkdir(parents=True, exist_ok=True)
-    models = run.service_dir / "models"
-    if not models.is_symlink():
-        models.symlink_to(run.models, target_is_directory=True)
+    for name in ("models", KEYS):  # what the models' signatures are checked with lies beside them
+        if not (run.service_dir / name).is_symlink():
+            (run.service_dir / name).symlink_to(run.settings.paths.state_dir / name, target_is_directory=True)
     own = {"HRM_SERVING__PORT": str(port), "HRM_PATHS__STATE_DIR": str(run.service_dir)}
     env = run.environment(**own) | ONE_THREAD
     env.pop("PREFECT_API_URL", None)  # the migration rolls back by itself; no automation shall start a second one

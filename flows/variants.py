@@ -61,7 +61,7 @@ def publish_variant(
     market = synthetic_dataset(settings, MARKET_SEED, interval_s=seen.interval_s, symbols=seen.symbols)
     market.schema.require(model.schema, "the model")
     with tempfile.TemporaryDirectory(prefix="hrm-variant-") as folder:
-        scratch = Path(folder)
+        scratch = Path(folder) / "models"
         manifest = export_model(model, store=scratch, settings=settings, **export)
         _refuse(manifest, settings, {Verdict.FAIL})  # what is too large need not be run
         engine = _engine(scratch, manifest, settings)

@@ -1,7 +1,8 @@
-"""Reads published models: every byte that is loaded is a byte that was hashed.
+"""Reads published models: every byte that is loaded is a byte that was hashed, by a manifest that was signed.
 
-Each file is read once, into memory; size and SHA-256 are checked on those very bytes, so nothing can change
-between the check and the use. Layout of a version: core/manifest.py.
+Each file is read once, into memory. The signature is checked on the very bytes of the manifest that are parsed, size
+and SHA-256 on the very bytes that are loaded, so nothing can change between the check and the use. Layout of a version:
+core/manifest.py; whose signature counts: core/signing.py.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from core.errors import ModelError
-from core.files import sha256_hex
-from core.manifest import MANIFEST, NAME_PATTERN, ModelManifest
+from core.files import sha256_hex, write_atomically
+from core.manifest import MANIFEST, NAME_PATTERN, SIGNATURE, ModelManifest
+from core.signing import TrustedKeys, keys_beside, sign, trusted_keys, verify
+from serving.graph_file import require_self_contained
 
 ONNX = "model.onnx"
 GOLDEN = "golden.npz"
-MANIFEST_LIMIT_MB = 1.0
+MANIFEST_LIMIT_MB, SIGNATURE_LIMIT_MB = 1.0, 0.01
 MB = 1_000_000
 
 
@@ -43,7 +46,7 @@ class StoredModel:
 def load_version(store: Path, model_id: str, *, size_limit_mb: float) -> StoredModel:
     """Read and verify `<store>/<name>/<version>/`. Raises ModelError naming the file and the remedy."""
     folder = _folder(store, model_id)
-    manifest = _read_manifest(folder, model_id)
+    manifest = _manifest(_signed(folder, trusted_keys(keys_beside(store))), folder, model_id)
     missing = {ONNX, GOLDEN} - manifest.files.keys()
     if missing:
         raise ModelError(
@@ -52,18 +55,36 @@ def load_version(store: Path, model_id: str, *, size_limit_mb: float) -> StoredM
         )
     onnx = _read_verified(folder, ONNX, manifest, size_limit_mb)
     golden = _read_verified(folder, GOLDEN, manifest, size_limit_mb)
+    require_self_contained(onnx, str(folder / ONNX))
     return StoredModel(manifest, onnx, _arrays(folder / GOLDEN, golden))
 
 
+def sign_version(store: Path, model_id: str, *, size_limit_mb: float) -> ModelManifest:
+    """Sign a version with this machine's key if its files are what its manifest says. Raises ModelError, ConfigError.
+
+    For versions that were published before there were signatures, or by somebody whose key is not trusted here: whoever
+    calls this vouches for them.
+    """
+    folder = _folder(store, model_id)
+    data = _read_bounded(folder / MANIFEST, MANIFEST_LIMIT_MB)
+    manifest = _manifest(data, folder, model_id)
+    for name in manifest.files:
+        _read_verified(folder, name, manifest, size_limit_mb)
+    write_atomically(folder / SIGNATURE, sign(data, keys_beside(store)))
+    return manifest
+
+
 def list_versions(store: Path) -> list[dict[str, object]]:
-    """What the store holds: one row per version, with `problem` set where its manifest cannot be read."""
+    """What the store holds: one row per version, with `problem` set where its manifest may not be read."""
     rows: list[dict[str, object]] = []
+    trusted = trusted_keys(keys_beside(store))
     for file in sorted(store.glob(f"*/*/{MANIFEST}")):
         model_id = f"{file.parent.parent.name}/{file.parent.name}"
         if file.parent.name.startswith("."):
             continue  # a publication in progress
         try:
-            manifest = _read_manifest(_folder(store, model_id), model_id)
+            folder = _folder(store, model_id)
+            manifest = _manifest(_signed(folder, trusted), folder, model_id)
         except ModelError as error:
             rows.append({"id": model_id, "problem": str(error)})
             continue
@@ -93,9 +114,22 @@ def _folder(store: Path, model_id: str) -> Path:
     return store / parts[0] / parts[1]
 
 
-def _read_manifest(folder: Path, model_id: str) -> ModelManifest:
+def _signed(folder: Path, trusted: TrustedKeys) -> bytes:
+    """The bytes of the manifest, which a trusted key has signed."""
     file = folder / MANIFEST
     data = _read_bounded(file, MANIFEST_LIMIT_MB)
+    if not (folder / SIGNATURE).exists():
+        raise ModelError(
+            f"{file}: has no signature ({SIGNATURE}); if you know where it comes from: "
+            f"`hrm models sign {folder.parent.name}/{folder.name}`",
+            code="signature_missing",
+        )
+    verify(data, _read_bounded(folder / SIGNATURE, SIGNATURE_LIMIT_MB), trusted, str(file))
+    return data
+
+
+def _manifest(data: bytes, folder: Path, model_id: str) -> ModelManifest:
+    file = folder / MANIFEST
     try:
         manifest = ModelManifest.model_validate_json(data)
     except ValidationError as error:
