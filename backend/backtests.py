@@ -92,7 +92,7 @@ def bars_of(symbol: str, settings: Settings) -> Bars:
 
 def newest_model(store: Path) -> str:
     """The HRM published last, as name/version; any model if there is no HRM. Raises ModelError if there is none."""
-    usable = [row for row in list_versions(store) if row["problem"] is None]
+    usable = [row for row in list_versions(store) if row["problem"] is None and row["algorithm"] != "hrm_book"]
     if not usable:
         raise ModelError(f"{store}: no published model; run `hrm migrate` first", code="model_not_found")
     return str(max(usable, key=lambda row: (row["algorithm"] == "hrm", str(row["created_at"])))["id"])
@@ -114,7 +114,7 @@ class Prepared:
             result = backtest.run(
                 partial(self.engine.decide, pool=pool),
                 self.market,
-                self.engine.manifest.observation,
+                self.engine.manifest.market,
                 cost=self.cost,
                 initial_capital=self.initial_capital,
                 lot_units=None if self.instrument is None else partial(_lot_units, self.instrument),
@@ -149,7 +149,7 @@ def prepared(
 
 def _market_for(manifest: ModelManifest, bars: Bars, settings: Settings, capital: float) -> Market:
     """The bars as the model looks at them: window, patches, timeframes and symbols are its own, features are ours."""
-    seen, model_id = manifest.observation, f"{manifest.name}/{manifest.version}"
+    seen, model_id = manifest.market, f"{manifest.name}/{manifest.version}"
     _todays(seen).require(seen, f"model {model_id}")
     features = FeatureSettings.of(
         settings.hierarchical_reasoning_model.complexity_detection,

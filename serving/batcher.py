@@ -21,8 +21,9 @@ import os
 import threading
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from cachetools import LRUCache
@@ -44,7 +45,22 @@ PROBE_ROWS, PROBES = 8, 3
 MIN_ROWS = 4  # with fewer a core wastes half of its time
 NOT_THE_MODELS_FAULT = frozenset({"inference_timeout", "overloaded", "shutting_down"})
 
-Key = tuple[bytes, bytes, float, int, int]
+Key = tuple[bytes | float, ...]
+
+
+class Row(Protocol):
+    """What one decision is made on."""
+
+    @property
+    def feeds(self) -> Mapping[str, NDArray[np.float32]]:
+        """By the names of the graph's inputs, in the shapes of the model's observation."""
+
+    @property
+    def complexity(self) -> float: ...
+
+    @property
+    def position(self) -> int | NDArray[np.int64]:
+        """In {-1, 0, +1}, for the action mask; of a book [K]."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +71,10 @@ class Observation:
     account: NDArray[np.float32]
     complexity: float
     position: int
+
+    @property
+    def feeds(self) -> Mapping[str, NDArray[np.float32]]:
+        return {"bars": self.bars, "account": self.account}
 
 
 @dataclass(frozen=True)
@@ -80,7 +100,7 @@ class Run:
 class _Ticket:
     """A row on its way. Written by the thread that has it, once it has `started`."""
 
-    observation: Observation
+    observation: Row
     cap: int
     deadline: float  # perf_counter, s
     answer: asyncio.Future[Run]
@@ -125,7 +145,7 @@ class Batcher:
         """What a request that arrives now will wait for its first segment, by what decisions have cost lately."""
         return len(self._waiting) * self._decision_s / len(self._threads)
 
-    async def run(self, row: Observation, deadline: float = math.inf, max_segments: int = UNLIMITED) -> Run:
+    async def run(self, row: Row, deadline: float = math.inf, max_segments: int = UNLIMITED) -> Run:
         """Never raises: a failure is a Run with an error. `deadline` is a time.perf_counter()."""
         key = _key(row, max_segments) if self._known.maxsize else None
         if key is not None and (known := self._known.get(key)) is not None:
@@ -160,7 +180,7 @@ class Batcher:
     def _refusal(self, ticket: _Ticket) -> Run | None:
         if self._closed:
             return self._error(ticket, "shutting_down", "the model is being unloaded")
-        shapes = {"bars": ticket.observation.bars.shape, "account": ticket.observation.account.shape}
+        shapes = {name: array.shape for name, array in ticket.observation.feeds.items()}
         if shapes != self.engine.row_shapes:
             return self._error(ticket, "shape_mismatch", f"got {shapes}, expected {self.engine.row_shapes}")
         if len(self._waiting) >= self._max_waiting:
@@ -297,7 +317,8 @@ def cores(serving: Serving) -> int:
 
 def _join(reasoning: Reasoning, tickets: list[_Ticket]) -> list[int]:
     rows = [ticket.observation for ticket in tickets]
-    feeds = {"bars": np.stack([row.bars for row in rows]), "account": np.stack([row.account for row in rows])}
+    fed = [row.feeds for row in rows]
+    feeds = {name: np.stack([each[name] for each in fed]) for name in fed[0]}
     complexity = np.array([row.complexity for row in rows], dtype=np.float32)
     position = np.array([row.position for row in rows], dtype=np.int64)
     slots: list[int] = reasoning.join(feeds, complexity, position, np.array([t.cap for t in tickets])).tolist()
@@ -338,6 +359,7 @@ def _resolve(ticket: _Ticket, run: Run) -> None:
         ticket.answer.set_result(run)
 
 
-def _key(row: Observation, max_segments: int) -> Key:
+def _key(row: Row, max_segments: int) -> Key:
     """Everything a decision follows from: all bytes of the observation, and the position."""
-    return row.bars.tobytes(), row.account.tobytes(), row.complexity, row.position, max_segments
+    seen = [array.tobytes() for array in row.feeds.values()]
+    return *seen, np.asarray(row.position).tobytes(), row.complexity, max_segments

@@ -65,7 +65,7 @@ async def decide(service: Service, question: Question) -> DecisionResponse:
     started = time.perf_counter()
     live = service.live
     routed, other = _arms(service, live, question.symbol)
-    question.require(routed.model.engine.manifest.observation, routed.id)
+    question.require(routed.model.engine.manifest.market, routed.id)
     facts: Facts = {"request_id": question.request_id, "symbol": question.symbol}
     failed_too: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
     shadow = _start_shadow(service, other, question, failed_too)

@@ -34,12 +34,8 @@ class Engine:
     def __init__(self, model: StoredModel, serving: Serving) -> None:
         """Raises ModelError when the graph does not load, does not fit its manifest or misses its goldens."""
         self.id = model.id
-        schema = model.manifest.observation
         self.manifest = model.manifest
-        self.row_shapes = {  # of what a caller gives for one row
-            "bars": (schema.window, len(schema.bar_features)),
-            "account": (len(schema.account_features),),
-        }
+        self.row_shapes = model.manifest.observation.row_shapes  # of what a caller gives for one row
         self._graph = Graph(model, serving)
         self.provider = self._graph.provider
         self.golden_max_abs_error = self._compare_with_golden(model.golden)
@@ -66,7 +62,10 @@ class Engine:
         rows = self._validated(bars, account, complexity, position, max_segments)
         step = GPU_ROWS_PER_RUN if self.provider in GPU_PROVIDERS else CPU_ROWS_PER_RUN
         pieces = [tuple(array[start : start + step] for array in rows) for start in range(0, len(rows[0]), step)]
-        decide = self._decide_rows
+
+        def decide(bars: NDArray[Any], account: NDArray[Any], *rest: NDArray[Any]) -> Decisions:
+            return self.decide_rows({"bars": bars, "account": account}, *rest)
+
         parts = [decide(*piece) for piece in pieces] if pool is None else list(pool.map(lambda p: decide(*p), pieces))
         return concatenate(parts)
 
@@ -78,20 +77,19 @@ class Engine:
         """Room for `rows` rows that think at the same time."""
         return Reasoning(self.manifest, HostSlots(self._graph, self.manifest, rows))
 
-    def _decide_rows(
+    def decide_rows(
         self,
-        bars: NDArray[np.float32],
-        account: NDArray[np.float32],
+        feeds: Mapping[str, NDArray[np.float32]],
         complexity: NDArray[np.float32],
         position: NDArray[np.int64],
         cap: NDArray[np.int64],
     ) -> Decisions:
-        """All rows to their end; each keeps the answer of its last segment."""
-        reasoning = self.reasoning(len(bars))
-        reasoning.join({"bars": bars, "account": account}, complexity, position, cap)
+        """All rows to their end, unchecked; each keeps the answer of its last segment. Raises ModelError."""
+        reasoning = self.reasoning(len(position))
+        reasoning.join(feeds, complexity, position, cap)
         parts: list[Decisions] = []
         slots: list[NDArray[np.int64]] = []
-        while reasoning.free < len(bars):
+        while reasoning.free < len(position):
             step = reasoning.step()
             if step.broken.any():
                 raise ModelError(f"{self.id}: an output is not finite; roll the model back", code="output_not_finite")
@@ -121,7 +119,7 @@ class Engine:
     def _validated(
         self, bars: Any, account: Any, complexity: Any, position: Any, max_segments: Any
     ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
-        schema = self.manifest.observation
+        schema = self.manifest.market
         arrays: tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]] = (
             np.ascontiguousarray(bars, dtype=np.float32),
             np.ascontiguousarray(account, dtype=np.float32),
@@ -169,7 +167,7 @@ class Engine:
         if self.manifest.algorithm == "ppo":
             return ()
         feeds, _ = _split_golden(golden)
-        feeds |= self._initial_carry(len(feeds["bars"]))
+        feeds |= self._initial_carry(len(feeds["reset"]))
         residuals: list[float] = []
         for segment in range(self._halting_rule().max_segments):
             out = self._run(feeds)

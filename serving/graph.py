@@ -17,7 +17,12 @@ from serving.store import StoredModel
 
 GPU_PROVIDERS = {"CUDAExecutionProvider", "TensorrtExecutionProvider"}
 POLICY_OUTPUTS = ("action_logits", "log_quantity", "value")
-HRM_OUTPUTS = (*POLICY_OUTPUTS, "q_halt", "q_continue", "z_H_next", "z_L_next")
+REASONING_OUTPUTS = ("q_halt", "q_continue", "z_H_next", "z_L_next")
+OUTPUTS = {
+    "ppo": POLICY_OUTPUTS,
+    "hrm": (*POLICY_OUTPUTS, *REASONING_OUTPUTS),
+    "hrm_book": ("action_logits", *REASONING_OUTPUTS),
+}
 
 
 class Graph:
@@ -25,7 +30,7 @@ class Graph:
 
     def __init__(self, model: StoredModel, serving: Serving) -> None:
         self.id = model.id
-        self.outputs = list(HRM_OUTPUTS if model.manifest.algorithm == "hrm" else POLICY_OUTPUTS)
+        self.outputs = list(OUTPUTS[model.manifest.algorithm])
         self._session = _open_session(model, serving)
         self._options = ort.RunOptions()
         self.provider: str = self._session.get_providers()[0]
@@ -86,12 +91,8 @@ def _open_session(model: StoredModel, serving: Serving) -> ort.InferenceSession:
 
 
 def expected_inputs(manifest: ModelManifest) -> dict[str, tuple[int, ...]]:
-    schema = manifest.observation
-    inputs: dict[str, tuple[int, ...]] = {
-        "bars": (schema.window, len(schema.bar_features)),
-        "account": (len(schema.account_features),),
-    }
-    if manifest.algorithm == "hrm":
+    inputs = manifest.observation.row_shapes
+    if manifest.algorithm != "ppo":
         inputs |= {
             "z_H": manifest.carry.get("z_H", (0, 0)),
             "z_L": manifest.carry.get("z_L", (0, 0)),

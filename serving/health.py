@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 import numpy as np
 
 from core.halting import minimum_segments
-from serving.batcher import Observation, Run
+from serving.batcher import Observation, Row, Run
+from serving.book import BookObservation
 from serving.engine import Engine
 from serving.service import Service
 
@@ -86,7 +87,7 @@ async def check_act_mechanism(service: Service) -> Check:
             continue
         run = await _probe(service, name, complexity=1.0)
         segments = int(run.decisions.segments[0]) if run.decisions is not None else 0
-        minimum = int(minimum_segments(np.array([1.0]), rule)[0])
+        minimum = int(minimum_segments(np.array([_probed(engine, 1.0).complexity]), rule)[0])
         inside = minimum <= segments <= rule.max_segments
         details[name] = {"applies": True, "segments": segments, "minimum": minimum, "maximum": rule.max_segments}
         passed = passed and inside
@@ -111,16 +112,19 @@ async def check_hierarchical_convergence(service: Service) -> Check:
 async def _probe(service: Service, model_id: str, complexity: float = 0.0) -> Run:
     """One run on a zero observation. Not shown to the guard."""
     model = service.live.models[model_id]
-    return await model.run(_zero_observation(model.engine, complexity))
+    return await model.run(_probed(model.engine, complexity))
 
 
 def _engines(service: Service) -> dict[str, Engine]:
     return {name: model.engine for name, model in service.live.models.items()}
 
 
-def _zero_observation(engine: Engine, complexity: float) -> Observation:
-    bars, account = (np.zeros(engine.row_shapes[name], np.float32) for name in ("bars", "account"))
-    return Observation(bars, account, complexity, position=0)
+def _probed(engine: Engine, complexity: float) -> Row:
+    """Zeros; a book has no complexity."""
+    first, second = (np.zeros(shape, np.float32) for shape in engine.row_shapes.values())
+    if engine.manifest.algorithm == "hrm_book":
+        return BookObservation(instruments=first, limits=second)
+    return Observation(bars=first, account=second, complexity=complexity, position=0)
 
 
 CHECKS: tuple[Callable[[Service], Awaitable[Check]], ...] = (

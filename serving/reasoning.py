@@ -31,7 +31,10 @@ UNLIMITED = np.iinfo(np.int64).max
 
 @dataclass(frozen=True)
 class Decisions:
-    """One decision per row. Illegal actions have probability 0; quantity is in units."""
+    """One decision per row. Illegal actions have probability 0; quantity is in units.
+
+    The decision on a book is one action for each of its K instruments: an axis K after B, in units of 1, no value.
+    """
 
     action: Ints  # [B]
     quantity: NDArray[np.float64]  # [B]
@@ -93,15 +96,16 @@ class Reasoning:
     """Not thread-safe: each thread has its own."""
 
     def __init__(self, manifest: ModelManifest, slots: Slots) -> None:
-        self._rule: HaltingRule | None = manifest.halting if manifest.algorithm == "hrm" else None
+        self._rule: HaltingRule | None = manifest.halting if manifest.algorithm != "ppo" else None
+        answers = (slots.rows, *manifest.observation.answers)
         self._quantity_max = manifest.quantity_max
         self._slots = slots
         self._here = np.zeros(slots.rows, dtype=np.bool_)
-        self._position = np.zeros(slots.rows, dtype=np.int64)
+        self._position = np.zeros(answers, dtype=np.int64)
         self._minimum = np.zeros(slots.rows, dtype=np.int64)
         self._cap = np.zeros(slots.rows, dtype=np.int64)
         self._segment = np.zeros(slots.rows, dtype=np.int64)
-        self._action = np.zeros(slots.rows, dtype=np.int64)
+        self._action = np.zeros(answers, dtype=np.int64)
 
     @property
     def free(self) -> int:
@@ -138,22 +142,28 @@ class Reasoning:
         self._segment[slots] += 1
         segment = self._segment[slots]
         logits = np.where(legal_actions(self._position[slots]), out["action_logits"].astype(np.float64), -np.inf)
-        action = logits.argmax(axis=1)
-        stable = (action == self._action[slots]) | (segment == 1)
+        action = logits.argmax(axis=-1)
+        stable = (action == self._action[slots]).reshape(len(slots), -1).all(axis=1) | (segment == 1)
         self._action[slots] = action
         halted, reasons = self._halting(slots, segment, out)
-        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-        log_quantity = np.clip(out["log_quantity"].astype(np.float64), 0.0, np.log(max(self._quantity_max, 1.0)))
+        weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
         decisions = Decisions(
             action=action,
-            quantity=np.exp(log_quantity),
-            probabilities=weights / weights.sum(axis=1, keepdims=True),
-            value=out["value"].astype(np.float64),
+            quantity=self._quantity(out, action),
+            probabilities=weights / weights.sum(axis=-1, keepdims=True),
+            value=out["value"].astype(np.float64) if "value" in out else np.zeros(len(slots)),
             segments=segment,
             stable=stable,
             halt_reason=reasons,
         )
         return Step(slots, decisions, halted, broken)
+
+    def _quantity(self, out: Arrays, action: Ints) -> NDArray[np.float64]:
+        if "log_quantity" not in out:
+            return np.ones(action.shape)
+        bounded = np.clip(out["log_quantity"].astype(np.float64), 0.0, np.log(max(self._quantity_max, 1.0)))
+        quantity: NDArray[np.float64] = np.exp(bounded)
+        return quantity
 
     def _halting(self, slots: Ints, segment: Ints, out: Arrays) -> tuple[Mask, list[HaltReason]]:
         if self._rule is None:
@@ -173,7 +183,7 @@ def _reason(segment: int, by_rule: bool, capped: bool, rule: HaltingRule) -> Hal
 
 def _broken(out: Arrays) -> Mask:
     """Rows of which any output is not finite."""
-    rows = len(out["value"])
+    rows = len(out["action_logits"])
     finite = [np.isfinite(array.reshape(rows, -1)).all(axis=1) for array in out.values()]
     broken: Mask = ~np.logical_and.reduce(finite)
     return broken

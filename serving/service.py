@@ -72,7 +72,7 @@ class Service:
         state = self.store.read()
         first: dict[str, Batcher] = {}
         if state.champion is None and self._first_champion is not None:
-            first[self._first_champion] = await open_model(s, self._first_champion)  # proved before it is written down
+            first[self._first_champion] = _of_a_market(await open_model(s, self._first_champion))  # before it is noted
             install = Change(Command.INSTALL, time.time(), "first champion", "service", champion=self._first_champion)
             state = self.store.apply(install)
         self._install(*await self._load(state, first))
@@ -247,7 +247,7 @@ class Service:
         both = [{**self.live.models, **models}.get(name or "") for name in (change.champion, change.challenger)]
         if both[0] is not None and both[1] is not None:
             theirs = both[1].engine
-            both[0].engine.manifest.observation.require(theirs.manifest.observation, theirs.id)
+            both[0].engine.manifest.market.require(theirs.manifest.market, theirs.id)
         return models
 
     async def _load(self, state: RolloutState, models: dict[str, Batcher]) -> tuple[RolloutState, dict[str, Batcher]]:
@@ -289,6 +289,12 @@ class Service:
             "memory_mitigation": guard.rss_gb > alerts.memory_mitigation_gb,
             "performance_drop": guard.performance.relative_drop() > alerts.performance_drop,
         }
+
+
+def _of_a_market(model: Batcher) -> Batcher:
+    """The model. Raises ModelError if it decides books: whom the rollout names decides one instrument at a time."""
+    _ = model.engine.manifest.market
+    return model
 
 
 def _needed(state: RolloutState) -> set[str]:
