@@ -22,6 +22,7 @@ from serving.schemas import (
     RolloutResponse,
     StartRequest,
 )
+from serving.scopes import Scope, needs
 from serving.service import Live, Service
 from serving.store import list_versions
 from serving.transitions import Change, Command
@@ -38,12 +39,14 @@ ServiceOf = Annotated[Service, Depends(_service)]
 
 
 @router.post("/v1/decisions", response_model=DecisionResponse, tags=["decisions"])
+@needs(Scope.DECIDE)
 async def post_decision(service: ServiceOf, body: DecisionRequest) -> Response:
     answer = await decide(service, body.question())
     return Response(answer.model_dump_json(), media_type="application/json")  # validated already
 
 
 @router.post("/v1/outcomes", tags=["decisions"])
+@needs(Scope.DECIDE)
 async def post_outcome(service: ServiceOf, body: OutcomeRequest) -> OutcomeResponse:
     service.guard.performance.add(body.champion_bps, body.challenger_bps)
     service.judge()
@@ -51,6 +54,7 @@ async def post_outcome(service: ServiceOf, body: OutcomeRequest) -> OutcomeRespo
 
 
 @router.get("/v1/models", tags=["models"])
+@needs(Scope.MODELS_READ)
 async def get_models(service: ServiceOf) -> dict[str, object]:
     loaded = {
         name: {"provider": model.engine.provider, "algorithm": model.engine.manifest.algorithm}
@@ -60,17 +64,20 @@ async def get_models(service: ServiceOf) -> dict[str, object]:
 
 
 @router.get("/v1/rollout", tags=["rollout"])
+@needs(Scope.ROLLOUT_READ)
 async def get_rollout(service: ServiceOf) -> RolloutResponse:
     return _rollout(service, service.live)
 
 
 @router.get("/v1/rollout/events", tags=["rollout"])
+@needs(Scope.ROLLOUT_READ)
 async def get_events(service: ServiceOf, query: Annotated[EventsQuery, Query()]) -> dict[str, object]:
     """Oldest first, at most 1000 with a version above `after`."""
     return {"events": [asdict(event) for event in service.events(query.after)]}
 
 
 @router.post("/v1/rollout/start", tags=["rollout"])
+@needs(Scope.ROLLOUT_PROMOTE)
 async def post_start(service: ServiceOf, body: StartRequest) -> RolloutResponse:
     change = Change(Command.START, time.time(), body.reason, body.actor, body.champion, body.challenger)
     return _rollout(service, await service.command(change, body.version))
@@ -85,36 +92,43 @@ OptionalBody = Annotated[RolloutRequest, Body(default_factory=RolloutRequest)]
 
 
 @router.post("/v1/rollout/promote", tags=["rollout"])
+@needs(Scope.ROLLOUT_PROMOTE)
 async def post_promote(service: ServiceOf, body: OptionalBody) -> RolloutResponse:
     return await _command(service, Command.PROMOTE, body)
 
 
 @router.post("/v1/rollout/pause", tags=["rollout"])
+@needs(Scope.ROLLOUT_PROMOTE)
 async def post_pause(service: ServiceOf, body: OptionalBody) -> RolloutResponse:
     return await _command(service, Command.PAUSE, body)
 
 
 @router.post("/v1/rollout/resume", tags=["rollout"])
+@needs(Scope.ROLLOUT_PROMOTE)
 async def post_resume(service: ServiceOf, body: OptionalBody) -> RolloutResponse:
     return await _command(service, Command.RESUME, body)
 
 
 @router.post("/v1/rollout/abort", tags=["rollout"])
+@needs(Scope.ROLLOUT_ABORT)
 async def post_abort(service: ServiceOf, body: OptionalBody) -> RolloutResponse:
     return await _command(service, Command.ABORT, body)
 
 
 @router.post("/v1/rollout/rollback", tags=["rollout"])
+@needs(Scope.ROLLOUT_ABORT)
 async def post_rollback(service: ServiceOf, body: OptionalBody) -> RolloutResponse:
     return await _command(service, Command.ROLLBACK, body)
 
 
 @router.get("/health/live", tags=["health"])
+@needs(Scope.METRICS_READ, local=True)
 async def get_live() -> dict[str, str]:
     return {"status": "live"}
 
 
 @router.get("/health/ready", tags=["health"])
+@needs(Scope.METRICS_READ, local=True)
 async def get_ready(service: ServiceOf) -> Response:
     if ready(service):
         return JSONResponse({"status": "ready"})
@@ -122,12 +136,14 @@ async def get_ready(service: ServiceOf) -> Response:
 
 
 @router.get("/health", tags=["health"])
+@needs(Scope.METRICS_READ, local=True)
 async def get_health(service: ServiceOf) -> Response:
     document = await health(service)
     return JSONResponse(document, 200 if document["overall_health"] == "healthy" else 503)
 
 
 @router.get("/metrics", tags=["health"])
+@needs(Scope.METRICS_READ, local=True)
 async def get_metrics(service: ServiceOf) -> Response:
     return Response(service.telemetry.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
 

@@ -1,0 +1,94 @@
+"""Who may call what: every route says beside itself which scope it needs, and a route that says nothing is shut.
+
+    @router.post("/v1/rollout/abort")
+    @needs(Scope.ROLLOUT_ABORT)
+    async def post_abort(...)
+
+The door (serving/door.py) reads it before a body is: `Directory` finds the route that the app's own router will choose.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property, lru_cache
+from typing import Literal, TypeVar
+
+from fastapi.routing import RouteContext, iter_route_contexts
+from starlette.routing import BaseRoute, compile_path
+
+Endpoint = TypeVar("Endpoint", bound=Callable[..., object])
+REMEMBERED_PATHS = 1024
+
+
+class Scope(StrEnum):
+    DECIDE = "decide"  # decisions of whoever the rollout says decides, and their outcomes
+    INFER = "infer"  # a model by its name (/v2)
+    MODELS_READ = "models:read"
+    MODELS_WRITE = "models:write"  # load and unload
+    ROLLOUT_READ = "rollout:read"
+    ROLLOUT_PROMOTE = "rollout:promote"  # start, promote, pause, resume
+    ROLLOUT_ABORT = "rollout:abort"  # abort, rollback
+    METRICS_READ = "metrics:read"
+    ADMIN = "admin"  # everything
+
+
+@dataclass(frozen=True)
+class Access:
+    """What a route asks of its caller. `scope` None: any valid credentials. `local`: none at all on loopback."""
+
+    scope: Scope | None
+    local: bool = False
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the app has for a method and a path: 200 with `access`, else why nothing may be called there."""
+
+    status: Literal[200, 403, 404, 405]
+    access: Access | None = None
+    allow: str = ""  # the methods of a 405
+
+
+def needs(scope: Scope | None, *, local: bool = False) -> Callable[[Endpoint], Endpoint]:
+    """Declare what an endpoint needs; to stand below the router's decorator. It costs a request nothing."""
+
+    def declare(endpoint: Endpoint) -> Endpoint:
+        endpoint.__access__ = Access(scope, local)  # type: ignore[attr-defined] # of a function, which takes any
+        return endpoint
+
+    return declare
+
+
+class Directory:
+    """The routes of an app, found as its router finds them: the first that matches in the order they were added."""
+
+    def __init__(self, routes: Sequence[BaseRoute]) -> None:
+        """`routes` may grow until the first request."""
+        self._routes = routes
+        self.find = lru_cache(REMEMBERED_PATHS)(self._find)
+
+    @cached_property
+    def entries(self) -> list[tuple[re.Pattern[str], frozenset[str], Access | None]]:
+        """(pattern, methods, what it needs) of every route; no methods: whatever is mounted there takes all."""
+        return [
+            (_pattern(route), frozenset(route.methods or ()), getattr(route.endpoint, "__access__", None))
+            for route in iter_route_contexts(self._routes)
+        ]
+
+    def _find(self, method: str, path: str) -> Found:
+        allowed: set[str] = set()
+        for pattern, methods, access in self.entries:
+            if not pattern.match(path):
+                continue
+            if not methods or method in methods:
+                return Found(200, access) if access else Found(403)
+            allowed |= methods
+        return Found(405, allow=", ".join(sorted(allowed))) if allowed else Found(404)
+
+
+def _pattern(route: RouteContext) -> re.Pattern[str]:
+    mounted = "/{path:path}" if route.methods is None else ""
+    return compile_path((route.path or "") + mounted)[0]
