@@ -75,16 +75,6 @@ class ModelManifest(BaseModel):
         return self.observation
 
     @property
-    def market(self) -> ObservationSchema:
-        """The observation of one instrument. Raises ModelError for the model of a book: it decides no single one."""
-        if isinstance(self.observation, BookSchema):
-            raise ModelError(
-                f"{self.name}/{self.version}: decides books; ask it over /v1/books/decisions, name another model here",
-                code="model_of_a_book",
-            )
-        return self.observation
-
-    @property
     def imported(self) -> bool:
         """Trained elsewhere, on data that is not known here."""
         return self.dataset_digest.startswith(IMPORTED)
