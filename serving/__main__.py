@@ -1,20 +1,27 @@
-"""`python -m serving [--champion name/version]`: the service as a process of its own."""
+"""`python -m serving [--champion name/version] [--workers N]`: the service as processes of its own."""
 
 from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import socket
 import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import structlog
 import uvicorn
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from core.errors import ConfigError, HrmSystemError
-from core.log import configure_logging
+from core.log import configure_service_logging
 from core.settings import Settings, load_settings
+from serving import telemetry
 from serving.app import create_app
+from serving.rollout import RolloutStore
+from serving.workers import Gate, supervise
 
 log = structlog.get_logger()
 
@@ -26,34 +33,84 @@ KEEP_ALIVE_S = 30
 
 
 def run(settings: Settings, *, champion: str | None = None) -> None:
-    """Serve until SIGTERM or SIGINT. One worker: the guard's windows and the router live in its memory.
+    """Serve with `serving.workers` processes until SIGTERM or SIGINT; one worker is this very process.
 
     Raises ConfigError (busy port, unusable state) or ModelError (a champion that does not load) before serving.
     """
-    listener = _listen(settings.serving.host, settings.serving.port)
-    with listener:
-        app = create_app(settings, champion=champion)
-        # Our problem handlers and the lines below log what matters; uvicorn would add tracebacks to both.
-        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
-        config = uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            ws="none",
-            timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=SHUTDOWN_S,
-        )
-        host, port = listener.getsockname()[:2]
-        log.info("listening", host=host, port=port, state_dir=str(settings.paths.state_dir))
-        _exit_cleanly_on_signals()
-        server = uvicorn.Server(config)
+    serving, state_dir = settings.serving, settings.paths.state_dir
+    with _bound(serving.host, serving.port) as bound:
+        # Made, or found unusable, once and before there are several to do it.
+        RolloutStore(state_dir / "rollout.db", settings.rollout).close()
+        host, port = bound.getsockname()[:2]
+        log.info("listening", host=host, port=port, state_dir=str(state_dir), workers=serving.workers)
+        with telemetry.shared_folder(state_dir, port) as folder:
+            if serving.workers == 1:
+                bound.listen(BACKLOG)
+                telemetry.share(folder, 0)
+                _serve(settings, champion, bound)
+            else:
+                _supervise(settings, champion, bound, folder)
+
+
+def _supervise(settings: Settings, champion: str | None, reserved: socket.socket, folder: Path) -> None:
+    """Keep the workers. Nobody listens on `reserved`: it holds the address, each worker has a socket of its own."""
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # bound alone, shared from now on
+    host, port = reserved.getsockname()[:2]
+
+    def work(slot: int, gate: Gate) -> None:
         try:
-            server.run(sockets=[listener])
-        except SystemExit:  # uvicorn's way to say that start-up failed; ours, after SIGTERM
-            if server.started:
-                raise
-        if not server.started:
-            raise getattr(app.state, "startup_error", ConfigError("the service did not start; see its log"))
+            telemetry.share(folder, slot)
+            # One queue for all would give most connections to whoever is first; the kernel deals them out evenly.
+            _serve(settings, champion, _bound(host, port, socket.SO_REUSEPORT), gate.wait)
+        except HrmSystemError as error:
+            gate.fail(error)
+            sys.exit(1)
+
+    supervise(work, settings.serving.workers, after_death=lambda slot: telemetry.forget(folder, slot))
+
+
+def _serve(
+    settings: Settings,
+    champion: str | None,
+    listener: socket.socket,
+    opened: Callable[[], Awaitable[None]] | None = None,
+) -> None:
+    """Serve on `listener` until SIGTERM; `opened` is awaited when all is loaded and before anything is answered."""
+    app = create_app(settings, champion=champion)
+    # Our problem handlers and the log's own lines say what matters; uvicorn would add tracebacks to both.
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+    config = uvicorn.Config(
+        app if opened is None else _opening(app, opened),
+        log_config=None,
+        access_log=False,
+        ws="none",
+        backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=SHUTDOWN_S,
+    )
+    _exit_cleanly_on_signals()
+    server = uvicorn.Server(config)
+    try:
+        server.run(sockets=[listener])
+    except SystemExit:  # uvicorn's way to say that start-up failed; ours, after SIGTERM
+        if server.started:
+            raise
+    if not server.started:
+        raise getattr(app.state, "startup_error", ConfigError("the service did not start; see its log"))
+
+
+def _opening(app: ASGIApp, opened: Callable[[], Awaitable[None]]) -> ASGIApp:
+    """The app, whose start-up is complete only after `opened`: then uvicorn begins to listen."""
+
+    async def waiting(scope: Scope, receive: Receive, send: Send) -> None:
+        async def held(message: Message) -> None:
+            if message["type"] == "lifespan.startup.complete":
+                await opened()
+            await send(message)
+
+        await app(scope, receive, held if scope["type"] == "lifespan" else send)
+
+    return waiting
 
 
 def _exit_cleanly_on_signals() -> None:
@@ -62,28 +119,31 @@ def _exit_cleanly_on_signals() -> None:
         signal.signal(number, lambda *_: sys.exit(0))
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _bound(host: str, port: int, *options: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # Named as TCP, because asyncio sets TCP_NODELAY only on sockets that say so: without it answers wait 40 ms.
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        listener.bind((host, port))
-        listener.listen(BACKLOG)
+        for option in (socket.SO_REUSEADDR, *options):
+            bound.setsockopt(socket.SOL_SOCKET, option, 1)
+        bound.bind((host, port))
     except OSError as error:
-        listener.close()
+        bound.close()
         raise ConfigError(
             f"serving.host:port {host}:{port} cannot be used ({error.strerror}); stop what listens there "
             f"or set HRM_SERVING__PORT to a free port (0 picks one)"
         ) from None
-    return listener
+    return bound
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m serving", description=__doc__)
     parser.add_argument("--champion", help="name/version; used only while the rollout state names none")
+    parser.add_argument("--workers", type=int, help="processes that answer; by default serving.workers")
     arguments = parser.parse_args()
-    configure_logging()
+    if arguments.workers is not None:
+        os.environ["HRM_SERVING__WORKERS"] = str(arguments.workers)
+    configure_service_logging()
     try:
         run(load_settings(), champion=arguments.champion)
     except HrmSystemError as error:
