@@ -250,11 +250,16 @@ class EvaluationSettings(Section):
     min_deflated_sharpe: Ratio
 
 
-class Triggers(Section):
+class Rolling(Section):
+    """Limits of a rolling window of decisions (serving/guard.py, `Window`)."""
+
     window_s: Positive
     min_samples: Count
     error_ratio: Ratio
     latency_ms: Positive
+
+
+class Triggers(Rolling):
     performance_drop: Ratio
     performance_alpha: float = Field(gt=0, lt=0.5)
     performance_batch: Count
@@ -267,6 +272,22 @@ class Alerts(Section):
     memory_warning_gb: Positive
     memory_mitigation_gb: Positive
     performance_drop: Ratio
+
+
+class Ladder(Rolling):
+    dwell_s: Positive
+    max_dwell_s: Positive
+
+    @model_validator(mode="after")
+    def _dwell_can_grow(self) -> Ladder:
+        if self.max_dwell_s < self.dwell_s:
+            raise ValueError(f"max_dwell_s {self.max_dwell_s} must be >= dwell_s {self.dwell_s}")
+        return self
+
+
+class Records(Section):
+    retention_days: Count
+    min_free_gb: float = Field(ge=0, allow_inf_nan=False)
 
 
 class Serving(Section):
@@ -297,6 +318,8 @@ class Settings(Section):
     evaluation: EvaluationSettings
     triggers: Triggers
     alerts: Alerts
+    ladder: Ladder
+    records: Records
     serving: Serving
 
 

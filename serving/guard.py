@@ -23,7 +23,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from core.settings import Triggers
+from core.settings import Rolling, Triggers
 from serving.routing import Role
 from serving.sequential import Collapse, PerformanceTest, ratio_exceeded
 
@@ -42,7 +42,7 @@ class Trigger(StrEnum):
 @dataclass(frozen=True)
 class Sample:
     at: float  # monotonic time, s
-    latency_ms: float  # of the model's run, without queueing
+    latency_ms: float  # the guard's: of the model's run, without queueing; the ladder's: with it
     failed: bool
     segments: int  # 0 when the run failed
 
@@ -50,14 +50,14 @@ class Sample:
 class Window:
     """Samples of one role: the last `window_s` and no fewer than `min_samples`. Constant work per sample."""
 
-    def __init__(self, triggers: Triggers) -> None:
-        self._triggers = triggers
+    def __init__(self, limits: Rolling) -> None:
+        self._limits = limits
         self._samples: deque[Sample] = deque()
         self.failed = 0
         self.slow = 0
         self.total = 0  # since the rollout began
         self.total_failed = 0
-        self._failing = Collapse(triggers.error_ratio)
+        self._failing = Collapse(limits.error_ratio)
         self._slowing = Collapse(SLOW_RATIO)
 
     def __len__(self) -> int:
@@ -69,12 +69,12 @@ class Window:
         self.total += 1
         self.total_failed += sample.failed
         self._failing.add(sample.failed)
-        self._slowing.add(sample.latency_ms > self._triggers.latency_ms)
+        self._slowing.add(sample.latency_ms > self._limits.latency_ms)
         self.prune(sample.at)
 
     def prune(self, now: float) -> None:
-        oldest = now - self._triggers.window_s
-        fewest = self._triggers.min_samples
+        oldest = now - self._limits.window_s
+        fewest = self._limits.min_samples
         while len(self._samples) > WINDOW_LIMIT or (len(self._samples) > fewest and self._samples[0].at < oldest):
             self._count(self._samples.popleft(), -1)
 
@@ -84,16 +84,16 @@ class Window:
 
     @property
     def too_faulty(self) -> bool:
-        limit = self._triggers.error_ratio
+        limit = self._limits.error_ratio
         return self._failing.fired or (self._enough and ratio_exceeded(self.failed, len(self), limit))
 
     @property
     def _enough(self) -> bool:
-        return len(self) >= self._triggers.min_samples
+        return len(self) >= self._limits.min_samples
 
     def _count(self, sample: Sample, sign: int) -> None:
         self.failed += sign * sample.failed
-        self.slow += sign * (sample.latency_ms > self._triggers.latency_ms)
+        self.slow += sign * (sample.latency_ms > self._limits.latency_ms)
 
     def statistics(self) -> dict[str, float | int | None]:
         """Of the window; None where there is no data."""

@@ -1,0 +1,170 @@
+"""How well the service can decide now, as a state: five rungs, left downwards when they fail and upwards on proof.
+
+    FULL     the routed model, as many segments as it wants
+    CAPPED   the routed model, each row at its minimum of segments (core.halting)
+    PPO      a loaded single-pass model decides for it
+    RULE     no model: close what is held, HOLD when flat
+    HOLD     (HOLD, 1.0): even a rule's answer would come too late
+
+    down     the rung's window breaches a limit, and still does STANDING_S later, when a stall of the machine is over
+    up       after `dwell_s`, PROBES trial runs on the rung above, all of them well inside the limit
+
+Both tests are the guard's (serving/guard.py), which judges a candidate and takes it away; the ladder judges nobody, it
+protects the decisions of this very moment, whoever makes them. A rung that is left again soon after it was climbed is
+tried half as often each time, down to once in `max_dwell_s`: constant overload does not make it flap, and no fault
+outlasts itself by more. A probe runs beside a decision that the lower rung answers, so that nobody depends on it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Literal, cast
+
+from core.settings import Ladder as LadderSettings
+from serving.guard import Sample, Window
+
+RungName = Literal["full", "capped", "ppo", "rule", "hold"]
+Reason = Literal["latency", "errors", "recovered", "models_changed"]
+
+STANDING_S = 1.0
+SETTLE_S = 1.0  # decisions that came so soon after a change still wait behind those of the rung before
+PROBES = 10
+PROBE_EVERY_S = 0.5
+WELL_INSIDE = 0.5  # of the latency limit
+
+
+class Rung(IntEnum):
+    FULL = 0
+    CAPPED = 1
+    PPO = 2
+    RULE = 3
+    HOLD = 4
+
+    @property
+    def label(self) -> RungName:
+        return cast(RungName, self.name.lower())
+
+
+@dataclass(frozen=True)
+class Transition:
+    before: Rung
+    after: Rung
+    reason: Reason
+
+
+@dataclass(eq=False)
+class _Stay:
+    """On one rung, from one change to the next."""
+
+    rung: Rung
+    since: float
+    window: Window
+    breached_at: float | None = None
+    trial: Rung | None = None  # the rung above
+    probes: deque[bool] = field(default_factory=lambda: deque(maxlen=PROBES))  # of the trial: good ones are True
+    probing: bool = False
+    probe_at: float = -math.inf
+
+    @property
+    def proven(self) -> Rung | None:
+        """The rung above, if its trial has succeeded."""
+        return self.trial if len(self.probes) == PROBES and all(self.probes) else None
+
+
+class Ladder:
+    """Used from the event loop only. Time is `clock`'s, s; which rungs can be stood on is the caller's to know."""
+
+    def __init__(self, limits: LadderSettings, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limits = limits
+        self._clock = clock
+        self._wait_s = dict.fromkeys(Rung, limits.dwell_s)  # before a rung is tried again
+        self._climbed_at = -math.inf
+        self._stay = _Stay(Rung.FULL, -math.inf, Window(limits))
+
+    @property
+    def rung(self) -> Rung:
+        return self._stay.rung
+
+    def advance(self, available: Collection[Rung]) -> Transition | None:
+        """Take the step that is due, if one is. To be called before a decision, and now and then without one.
+
+        FULL is always available: it is what the service does by itself. A rung whose model is gone is left upwards.
+        """
+        above, below = self._above(available), min((rung for rung in available if rung > self.rung), default=None)
+        if self.rung not in available and above is not None:
+            return self._move(above, "models_changed")
+        breach = self._standing_breach()
+        if breach is not None and below is not None:
+            self._wait_s[self.rung] = self._next_wait_s()
+            return self._move(below, breach)
+        if above is not None and above is self._stay.proven:
+            self._climbed_at = self._clock()
+            return self._move(above, "recovered")
+        return None
+
+    def observe(self, rung: Rung, arrived_at: float, latency_ms: float, *, failed: bool) -> None:
+        """One decision on `rung`: from arrival to answer, queueing included; `failed` if no model of the rung answered,
+        or it was refused for lack of time.
+        """
+        stay = self._stay
+        if rung is stay.rung and arrived_at >= stay.since + SETTLE_S:
+            stay.window.add(Sample(self._clock(), latency_ms, failed, segments=0))
+
+    def probe(self, available: Collection[Rung]) -> Rung | None:
+        """The rung above, if a trial run on it is due now. Its outcome must come back by `probed`, in any case."""
+        now, stay, above = self._clock(), self._stay, self._above(available)
+        if above is None or stay.probing or now < max(stay.since + self._wait_s[above], stay.probe_at):
+            return None
+        if above is not stay.trial:
+            stay.trial = above
+            stay.probes.clear()
+        stay.probing, stay.probe_at = True, now + PROBE_EVERY_S
+        return above
+
+    def probed(self, rung: Rung, latency_ms: float, *, failed: bool) -> None:
+        """What came of a probe; of one that was begun before the last change nothing is learnt."""
+        if self._stay.probing and rung is self._stay.trial:
+            self._stay.probing = False
+            self._stay.probes.append(not failed and latency_ms <= WELL_INSIDE * self._limits.latency_ms)
+
+    def statistics(self) -> dict[str, object]:
+        """For /health: the rung, since when, how it does, and what is known of those above."""
+        now, stay = self._clock(), self._stay
+        stay.window.prune(now)
+        return {
+            "rung": stay.rung.label,
+            "for_s": now - stay.since if math.isfinite(stay.since) else None,
+            "window": stay.window.statistics(),
+            "good_probes": sum(stay.probes),
+            "waits_s": {rung.label: wait_s for rung, wait_s in self._wait_s.items() if rung < stay.rung},
+        }
+
+    def _above(self, available: Collection[Rung]) -> Rung | None:
+        return max((rung for rung in available if rung < self.rung), default=None)
+
+    def _next_wait_s(self) -> float:
+        """Before the rung that is being left is tried again: twice as long as last time, if that was not long ago."""
+        relapse = self._clock() - self._climbed_at < self._limits.max_dwell_s
+        return min(2 * self._wait_s[self.rung], self._limits.max_dwell_s) if relapse else self._limits.dwell_s
+
+    def _standing_breach(self) -> Reason | None:
+        now, stay = self._clock(), self._stay
+        stay.window.prune(now)
+        breach: Reason | None = "latency" if stay.window.too_slow else "errors" if stay.window.too_faulty else None
+        if breach is None:
+            stay.breached_at = None
+        elif stay.breached_at is None:
+            stay.breached_at = now
+        elif now - stay.breached_at >= STANDING_S:
+            return breach
+        return None
+
+    def _move(self, rung: Rung, reason: Reason) -> Transition:
+        transition = Transition(self.rung, rung, reason)
+        self._stay = _Stay(rung, self._clock(), Window(self._limits))
+        return transition

@@ -1,0 +1,268 @@
+"""Every answered decision is on record before its answer leaves, with all that it follows from.
+
+    <folder>/<day>-<worker>.records    one file per day (UTC; a session of the exchange lies within one) and process
+    <folder>/archive/                  days past the retention: moved here, never written to again, never deleted
+
+    file     frame, frame, ...
+    frame    b"HRM\\x01" | u32 length of the body | u32 CRC-32 of the body | body
+    body     u32 length of the header | header, JSON | arrays, float32, little-endian, in the order of `shapes`
+
+One write(2) at the end of a file: what was answered survives the end of the process, however it ends. The platter has
+it a second later (`tidy`): a loss of power costs no more. A torn frame is skipped; what follows it is found by its
+first bytes. Why a file and no database, and at what cost: docs/adr/0017-decision-records.md. Reading: serving/audit.py.
+
+A disk that refuses, is slow or has little room left costs the record and not the decision.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import re
+import secrets
+import shutil
+import struct
+import threading
+import time
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from io import FileIO
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from core.settings import Records as RecordsSettings
+from serving.ladder import RungName
+
+log = structlog.get_logger()
+
+MAGIC = b"HRM\x01"
+FRAME, LENGTH = struct.Struct("<4sII"), struct.Struct("<I")
+FLOAT = np.dtype("<f4")
+ARCHIVE = "archive"
+ID_PATTERN = r"^\d{8}T\d{9}-[0-9a-f]{8}-[0-9a-f]{8}$"
+FILE_PATTERN = re.compile(r"(\d{8})-[0-9a-f]{8}\.records")
+RETRY_S = 1.0  # the disk is left alone so long after it refused or was slow: no queue of decisions behind it
+SLOW_S = 0.05
+GB = 1e9
+
+Floats = NDArray[np.float32]
+
+
+class _Closed(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Answer(_Closed):
+    """What one arm answered, and by which bytes; where no model decided, those are None."""
+
+    role: Literal["champion", "challenger", "safe"]
+    model: str | None = Field(description="name/version")
+    manifest_sha256: str | None
+    onnx_sha256: str | None
+    provider: str | None
+    storage: str | None
+    position: int = Field(description="sign, of the account it was decided on")
+    segment_cap: int | None = Field(description="at most so many segments, by the ladder's rung")
+    action: int
+    quantity: float
+    probabilities: tuple[float, ...]
+    value: float
+    segments: int
+    halt_reason: str
+
+
+class Facts(_Closed):
+    """One decision as it was given out, and its shadow, which decided on the other arm's account."""
+
+    decision_id: str = Field(pattern=ID_PATTERN)
+    at: float = Field(description="Unix time, s")
+    request_id: str
+    symbol: str
+    complexity: float
+    epoch: int
+    rung: RungName
+    deadline_ms: float | None = Field(description="after arrival; None without one")
+    latency_ms: float
+    fallback: bool
+    errors: dict[str, str] = Field(description="models that were asked and did not answer, and the code of why")
+    answer: Answer
+    shadow: Answer | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """`arrays`, float32: bars [W, F], account [A] of the arm at stake; with a shadow its shadow_account [A]."""
+
+    facts: Facts
+    arrays: Mapping[str, Floats]
+
+
+class Header(_Closed):
+    format: Literal[1] = 1
+    shapes: dict[str, tuple[int, ...]]
+    facts: Facts
+
+
+def encode(record: Record) -> bytes:
+    """The record as one frame."""
+    shapes = {name: array.shape for name, array in record.arrays.items()}
+    header = Header.model_construct(format=1, shapes=shapes, facts=record.facts).model_dump_json().encode()
+    arrays = [array.astype(FLOAT, copy=False).tobytes() for array in record.arrays.values()]
+    body = b"".join((LENGTH.pack(len(header)), header, *arrays))
+    return FRAME.pack(MAGIC, len(body), zlib.crc32(body)) + body
+
+
+def file_name(decision_id: str) -> str:
+    """Of the file that the decision is in: day and worker are parts of the id."""
+    time_, worker, _ = decision_id.split("-")
+    return f"{time_[:8]}-{worker}.records"
+
+
+class Records:
+    """Writes the records of one process. `tidy` belongs to any one thread, all else to one other."""
+
+    def __init__(self, folder: Path, settings: RecordsSettings, clock: Callable[[], float] = time.time) -> None:
+        """Touches no disk: a folder that cannot be used is a `problem`, not an error."""
+        self._folder = folder
+        self._settings = settings
+        self._clock = clock
+        self._worker = secrets.token_hex(4)
+        self._numbers = itertools.count()
+        self._file: FileIO | None = None
+        self._name = ""
+        self._swap = threading.Lock()  # around the file's opening and closing
+        self._removed = False
+        self._retry_at = 0.0  # monotonic
+        self._refused: str | None = None
+        self._room = True
+        self._untidy: str | None = None
+        self._archived_on = ""
+
+    @property
+    def problem(self) -> str | None:
+        """What keeps records from the disk, and what to do; None while nothing does."""
+        return self._untidy or self._refused
+
+    def new_id(self) -> tuple[str, float]:
+        """An id that no other decision has, which sorts by time; and that time, Unix s."""
+        at = self._clock()
+        moment = datetime.fromtimestamp(at, UTC)
+        number = next(self._numbers) & 0xFFFFFFFF
+        return f"{moment:%Y%m%dT%H%M%S}{moment.microsecond // 1000:03d}-{self._worker}-{number:08x}", at
+
+    def write(self, record: Record) -> bool:
+        """Whether the record is out of this process's hands. Never raises OSError."""
+        started = time.monotonic()
+        if not self._room or started < self._retry_at:
+            return False
+        try:
+            self._append(file_name(record.facts.decision_id), encode(record))
+        except OSError as error:
+            self._close_file()
+            self._pause(_trouble(self._folder, error))
+            return False
+        took_s = time.monotonic() - started
+        if took_s > SLOW_S:
+            self._pause(f"{self._folder}: a write took {took_s * 1e3:.0f} ms; records need a disk that is less busy")
+        else:
+            self._refused = None
+        return True
+
+    def tidy(self) -> None:
+        """About once a second: sync, look how much room is left, archive what is old. Never raises OSError.
+
+        May take as long as the disk does.
+        """
+        try:
+            self._sync()
+            free_gb = shutil.disk_usage(self._existing_folder()).free / GB
+            self._room = free_gb >= self._settings.min_free_gb
+            self._untidy = (
+                None
+                if self._room
+                else (
+                    f"{self._folder}: {free_gb:.2f} GB left, less than records.min_free_gb; move {ARCHIVE}/ elsewhere"
+                )
+            )
+            self._archive()
+        except OSError as error:
+            self._untidy = _trouble(self._folder, error)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # the kernel has the records; nobody is left to be told
+            self._sync()
+        self._close_file()
+
+    def _append(self, name: str, frame: bytes) -> None:
+        if self._file is None or self._name != name or self._removed:
+            self._open(name)
+        assert self._file is not None  # noqa: S101 - just opened; for the type checker
+        written = self._file.write(frame)
+        if written != len(frame):
+            raise OSError(0, f"the disk took {written} of {len(frame)} bytes")
+
+    def _open(self, name: str) -> None:
+        self._close_file()
+        file = FileIO(self._existing_folder() / name, "ab", opener=_private)
+        with self._swap:
+            self._file, self._name, self._removed = file, name, False
+
+    def _close_file(self) -> None:
+        with self._swap:
+            file, self._file = self._file, None
+        if file is not None:
+            with contextlib.suppress(OSError):  # every write has told its own outcome
+                file.close()
+
+    def _pause(self, why: str) -> None:
+        if why != self._refused:
+            log.error("decisions_not_recorded", why=why)
+        self._refused = why
+        self._retry_at = time.monotonic() + RETRY_S
+
+    def _sync(self) -> None:
+        with self._swap:  # a descriptor of its own: the other thread may close the file meanwhile
+            descriptor = None if self._file is None else os.dup(self._file.fileno())
+        if descriptor is None:
+            return
+        try:
+            os.fdatasync(descriptor)
+            self._removed = os.fstat(descriptor).st_nlink == 0
+        finally:
+            os.close(descriptor)
+
+    def _archive(self) -> None:
+        """Once a day. Other processes do the same: whoever comes second finds nothing to move."""
+        today = datetime.fromtimestamp(self._clock(), UTC)
+        if self._archived_on == f"{today:%Y%m%d}":
+            return
+        kept_since = f"{today - timedelta(days=self._settings.retention_days):%Y%m%d}"
+        archive = self._existing_folder() / ARCHIVE
+        archive.mkdir(mode=0o700, exist_ok=True)
+        for file in sorted(self._folder.iterdir()):
+            known = FILE_PATTERN.fullmatch(file.name)
+            if known is not None and known[1] < kept_since:
+                with contextlib.suppress(FileNotFoundError):
+                    file.rename(archive / file.name)
+                    log.warning("records_archived", file=str(archive / file.name), remedy="keep it for the audit")
+        self._archived_on = f"{today:%Y%m%d}"
+
+    def _existing_folder(self) -> Path:
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return self._folder
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _trouble(folder: Path, error: OSError) -> str:
+    return f"{folder}: {error.strerror or error}; free the disk, or mend its permissions"
