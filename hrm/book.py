@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name torch code is read with
 from torch import Tensor, nn
 
+from core.observation import BookSchema
 from core.settings import HierarchicalReasoningModelSettings
 from hrm.batch import Batch
 from hrm.layers import Linear, truncated_normal_
@@ -70,6 +71,10 @@ class BookModel(ReasoningModel):
             self.answer = Linear(architecture.h_module_dim, 3)
             self.q_head = QHead(architecture.h_module_dim)
 
+    @property
+    def schema(self) -> BookSchema:
+        return BookSchema(instruments=self.instruments, factors=self.factors)
+
     def of(self, instruments: int) -> Self:
         """The same weights for books of another size."""
         other = type(self)(self.settings, instruments, self.factors, gradient=self.recurrence.gradient)
@@ -78,7 +83,7 @@ class BookModel(ReasoningModel):
 
     def embed(self, *inputs: Tensor) -> Tensor:
         instruments, limits = inputs
-        learned = self.learned.expand(len(instruments), -1, -1)
+        learned = self.learned.expand(instruments.shape[0], -1, -1)  # len() is a constant to the exporter
         first = learned[:, :1] + self.limits(limits).unsqueeze(1)
         return torch.cat((first, learned[:, 1:], self.instrument(instruments)), dim=1)
 
