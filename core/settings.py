@@ -290,13 +290,29 @@ class Records(Section):
     min_free_gb: float = Field(ge=0, allow_inf_nan=False)
 
 
+class Jwt(Section):
+    issuer: str = Field(min_length=1)
+    audience: str = Field(min_length=1)
+    jwks_file: Path
+
+
+class RateLimits(Section):
+    decisions_per_s: Positive
+    reads_per_s: Positive
+    changes_per_s: Positive
+    aborts_per_s: Positive
+
+
 class Serving(Section):
     host: str
     port: int = Field(ge=0, le=65535)
     workers: int = Field(ge=1, le=64)
     threads: Count
     providers: tuple[str, ...] = Field(min_length=1)
+    strict_provider: bool
     max_body_kb: Count
+    rate_limits: RateLimits
+    jwt: Jwt | None
     max_rows: Count
     max_waiting: Count
     cache_entries: int = Field(ge=0)

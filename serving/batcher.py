@@ -21,7 +21,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -115,6 +115,7 @@ class Batcher:
         """`rows` of one run at most (`rows_within`)."""
         self.engine = engine
         self.rows = rows
+        self.on_segment: Callable[[int], None] = lambda rows: None  # told of every run, by its thread
         self._run_limit_s = performance.inference_timeout_ms * TIMEOUT_FACTOR / 1e3
         self._max_waiting = serving.max_waiting
         self._waiting: deque[_Ticket] = deque()
@@ -215,7 +216,7 @@ class Batcher:
 
     def _work(self) -> None:
         """A thread's life: let rows join, run a segment, answer who is done."""
-        reasoning = self.engine.reasoning(self.rows)
+        reasoning = self.engine.reasoning(self.rows, resident=True)
         tickets: dict[int, _Ticket] = {}
         while (joined := self._take(reasoning.free, idle=not tickets)) is not None:
             if joined:
@@ -242,6 +243,7 @@ class Batcher:
     def _segment(self, reasoning: Reasoning, tickets: dict[int, _Ticket]) -> dict[int, Run]:
         """One segment of everybody here; the runs of those who are done, by slot."""
         started = time.perf_counter()
+        self.on_segment(len(tickets))
         steps, failures = _steps(reasoning)
         now = time.perf_counter()
         done = {slot: self._failure(tickets[slot], error) for slot, error in failures.items()}
@@ -333,8 +335,8 @@ def _steps(reasoning: Reasoning) -> tuple[list[Step], dict[int, Exception]]:
     try:
         return [reasoning.step(here)], failures
     except Exception as error:  # whatever a model's arrays may provoke is that model's failure
-        if len(here) == 1:
-            return [], {int(here[0]): error}
+        if len(here) == 1 or not reasoning.separable:
+            return [], dict.fromkeys(here.tolist(), error)
     for slot in here:
         try:
             steps.append(reasoning.step(np.array([slot])))

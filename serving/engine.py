@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from core.errors import ModelError
 from core.halting import HaltingRule
 from core.settings import Serving, Settings
+from serving.device import DeviceSlots
 from serving.graph import GPU_PROVIDERS, Graph, expected_inputs
 from serving.reasoning import UNLIMITED, Arrays, Decisions, Reasoning, concatenate
 from serving.slots import HostSlots
@@ -73,9 +74,11 @@ class Engine:
         """Make runs in flight and later ones fail: frees the threads of a model that lost its traffic."""
         self._graph.stop()
 
-    def reasoning(self, rows: int) -> Reasoning:
-        """Room for `rows` rows that think at the same time."""
-        return Reasoning(self.manifest, HostSlots(self._graph, self.manifest, rows))
+    def reasoning(self, rows: int, *, resident: bool = False) -> Reasoning:
+        """Room for `rows` rows that think at the same time; `resident`: for long, on the device if there is one."""
+        on_device = resident and self._graph.captures and self.manifest.algorithm == "hrm"
+        slots = (DeviceSlots if on_device else HostSlots)(self._graph, self.manifest, rows)
+        return Reasoning(self.manifest, slots)
 
     def decide_rows(
         self,

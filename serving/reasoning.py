@@ -74,6 +74,7 @@ class Slots(Protocol):
     """Where the rows' inputs and carry live between two runs: in this process's memory, or on a device."""
 
     rows: int
+    separable: bool  # whether some rows can be run without the others
 
     def place(self, slots: Ints, feeds: Mapping[str, NDArray[Any]]) -> None:
         """Put new rows into `slots`; their next run starts them afresh."""
@@ -106,6 +107,10 @@ class Reasoning:
         self._cap = np.zeros(slots.rows, dtype=np.int64)
         self._segment = np.zeros(slots.rows, dtype=np.int64)
         self._action = np.zeros(answers, dtype=np.int64)
+
+    @property
+    def separable(self) -> bool:
+        return self._slots.separable
 
     @property
     def free(self) -> int:

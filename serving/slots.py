@@ -21,6 +21,8 @@ RESET = "reset"
 class HostSlots:
     """R rows of one graph. Any provider: onnxruntime copies to its device and back where it has one."""
 
+    separable = True
+
     def __init__(self, graph: Graph, manifest: ModelManifest, rows: int) -> None:
         self.rows = rows
         self._graph = graph
