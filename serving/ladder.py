@@ -6,13 +6,14 @@
     RULE     no model: close what is held, HOLD when flat
     HOLD     (HOLD, 1.0): even a rule's answer would come too late
 
-    down     the rung's window breaches a limit, and still does STANDING_S later, when a stall of the machine is over
+    down     a long and a short window breach a limit, and do so for STANDING_S: the stall of a machine is over by then
     up       after `dwell_s`, PROBES trial runs on the rung above, all of them well inside the limit
 
-Both tests are the guard's (serving/guard.py), which judges a candidate and takes it away; the ladder judges nobody, it
-protects the decisions of this very moment, whoever makes them. A rung that is left again soon after it was climbed is
-tried half as often each time, down to once in `max_dwell_s`: constant overload does not make it flap, and no fault
-outlasts itself by more. A probe runs beside a decision that the lower rung answers, so that nobody depends on it.
+The long window has the guard's tests (serving/guard.py), the short one says that it is still so: the pair of Beyer et
+al. (2018), "The Site Reliability Workbook", chapter 5. The guard judges a candidate and takes it away; the ladder
+judges nobody, it protects the decisions of this very moment, whoever makes them. A rung that is left again soon after
+it was climbed is tried half as often each time, down to once in `max_dwell_s`: constant overload does not make it flap,
+and no fault outlasts itself by more. A probe runs beside a decision that the lower rung answers: nobody depends on it.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ from serving.guard import Sample, Window
 RungName = Literal["full", "capped", "ppo", "rule", "hold"]
 Reason = Literal["latency", "errors", "recovered", "models_changed"]
 
-STANDING_S = 1.0
-SETTLE_S = 1.0  # decisions that came so soon after a change still wait behind those of the rung before
+STANDING_S = 2.0
+SHORT_S = 1.0  # the short window
+SETTLE_S = 5.0  # at most so long after a change decisions may still wait behind those of the rung before
 PROBES = 10
 PROBE_EVERY_S = 0.5
 WELL_INSIDE = 0.5  # of the latency limit
@@ -63,7 +65,9 @@ class _Stay:
 
     rung: Rung
     since: float
-    window: Window
+    long: Window
+    short: Window
+    settled: bool = False  # what waited behind the rung before is through
     breached_at: float | None = None
     trial: Rung | None = None  # the rung above
     probes: deque[bool] = field(default_factory=lambda: deque(maxlen=PROBES))  # of the trial: good ones are True
@@ -75,16 +79,25 @@ class _Stay:
         """The rung above, if its trial has succeeded."""
         return self.trial if len(self.probes) == PROBES and all(self.probes) else None
 
+    def breach(self, now: float, still: float) -> Reason | None:
+        """What is wrong by the long window, as long as more than the ratio `still` of the short one is bad."""
+        self.long.prune(now)
+        self.short.prune(now)
+        if self.short.failed + self.short.slow <= still * len(self.short):
+            return None
+        return "latency" if self.long.too_slow else "errors" if self.long.too_faulty else None
+
 
 class Ladder:
     """Used from the event loop only. Time is `clock`'s, s; which rungs can be stood on is the caller's to know."""
 
     def __init__(self, limits: LadderSettings, clock: Callable[[], float] = time.monotonic) -> None:
         self._limits = limits
+        self._short_limits = limits.model_copy(update={"window_s": SHORT_S, "min_samples": 1})
         self._clock = clock
         self._wait_s = dict.fromkeys(Rung, limits.dwell_s)  # before a rung is tried again
         self._climbed_at = -math.inf
-        self._stay = _Stay(Rung.FULL, -math.inf, Window(limits))
+        self._stay = self._stay_on(Rung.FULL, since=-math.inf)
 
     @property
     def rung(self) -> Rung:
@@ -112,8 +125,11 @@ class Ladder:
         or it was refused for lack of time.
         """
         stay = self._stay
-        if rung is stay.rung and arrived_at >= stay.since + SETTLE_S:
-            stay.window.add(Sample(self._clock(), latency_ms, failed, segments=0))
+        good = not failed and latency_ms <= self._limits.latency_ms
+        stay.settled = stay.settled or (rung is stay.rung and (good or arrived_at >= stay.since + SETTLE_S))
+        if rung is stay.rung and stay.settled:
+            for window in (stay.long, stay.short):
+                window.add(Sample(self._clock(), latency_ms, failed, segments=0))
 
     def probe(self, available: Collection[Rung]) -> Rung | None:
         """The rung above, if a trial run on it is due now. Its outcome must come back by `probed`, in any case."""
@@ -135,11 +151,11 @@ class Ladder:
     def statistics(self) -> dict[str, object]:
         """For /health: the rung, since when, how it does, and what is known of those above."""
         now, stay = self._clock(), self._stay
-        stay.window.prune(now)
+        stay.long.prune(now)
         return {
             "rung": stay.rung.label,
             "for_s": now - stay.since if math.isfinite(stay.since) else None,
-            "window": stay.window.statistics(),
+            "window": stay.long.statistics(),
             "good_probes": sum(stay.probes),
             "waits_s": {rung.label: wait_s for rung, wait_s in self._wait_s.items() if rung < stay.rung},
         }
@@ -154,8 +170,7 @@ class Ladder:
 
     def _standing_breach(self) -> Reason | None:
         now, stay = self._clock(), self._stay
-        stay.window.prune(now)
-        breach: Reason | None = "latency" if stay.window.too_slow else "errors" if stay.window.too_faulty else None
+        breach = stay.breach(now, self._limits.error_ratio)
         if breach is None:
             stay.breached_at = None
         elif stay.breached_at is None:
@@ -166,5 +181,8 @@ class Ladder:
 
     def _move(self, rung: Rung, reason: Reason) -> Transition:
         transition = Transition(self.rung, rung, reason)
-        self._stay = _Stay(rung, self._clock(), Window(self._limits))
+        self._stay = self._stay_on(rung, since=self._clock())
         return transition
+
+    def _stay_on(self, rung: Rung, since: float) -> _Stay:
+        return _Stay(rung, since, Window(self._limits), Window(self._short_limits))
