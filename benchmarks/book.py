@@ -19,29 +19,24 @@ from scipy import stats
 from torch import Tensor
 
 from benchmarks.intervals import named, over_seeds
-from benchmarks.training_clock import fit, guessed_steps, over_trainings
 from core.settings import Settings
+from flows import book_training
 from flows.book_sampler import BookSampler, book_of
-from flows.progress import report
+from flows.book_training import SEGMENTS, TEMPERATURE, TEST_SEED, book_settings, staying_put, think
+from flows.training_clock import over_trainings
 from hrm import control
 from hrm.act import AdaptiveComputationTime
 from hrm.batch import Batch
-from hrm.book import BookImitation, BookModel, book_utility
+from hrm.book import BookModel
 from hrm.distributed import training_device
-from hrm.model import Carry
-from hrm.trainer import DeepSupervisionTrainer
 from trading import book_rules
 from trading.book import Book, BookLaw, feasible, gains
 from trading.book_exact import binding_limits, solve
 from trading.bootstrap import Interval
 
-SEGMENTS = 16
 TEST_ROWS = {"cuda": 32_768, "cpu": 2048}
-VALIDATION_ROWS = {"cuda": 8192, "cpu": 512}
 RULE_ROWS = 2048  # of the test instances, for the heuristics: the relaxation takes 2 ms each
 OTHER_SIZES = {12: 1024, 16: 512}  # instruments: instances; the model has seen books of 8 only
-TEST_SEED = 1_000_000  # far from those of trainings
-TEMPERATURE, TOLERANCE = 0.03, 0.01  # of the labels, and what an answer may miss and be right; units of utility
 EXACT = 1e-4  # utilities in float32 that are closer than this are the same
 RULES = {
     "greedy": book_rules.greedy,
@@ -79,7 +74,7 @@ class Test:
     def draw(cls, law: BookLaw, rows: int, device: torch.device) -> Test:
         batch = BookSampler(law, seed=TEST_SEED, device=device).batch(rows)
         marginals = batch["max_marginals"]
-        attainable = marginals.amax((1, 2)) - _staying_put(batch)
+        attainable = marginals.amax((1, 2)) - staying_put(batch)
         labels = torch.softmax(marginals / (10 * TEMPERATURE), -1)
         entropy = -torch.xlogy(labels, labels).sum((1, 2))
         return cls(batch, book_of(batch), _numpy(attainable), _numpy(entropy))
@@ -105,82 +100,12 @@ def run(settings: Settings, names: tuple[str, ...], *, budget_s: float, seeds: i
     return answer
 
 
-def book_settings(settings: Settings) -> Settings:
-    """A preset's sizes for a book: a set of tokens, six segments in training with the last cycle's gradient, 16 in use.
-
-    What each of these choices is worth: docs/experiments.md.
-    """
-    hrm = settings.hierarchical_reasoning_model
-    changed = hrm.model_copy(
-        update={
-            "architecture": hrm.architecture.model_copy(update={"positions": "none"}),
-            "act": hrm.act.model_copy(
-                update={"max_segments": SEGMENTS, "halting": "single_head", "q_learning_lr": 3e-4}
-            ),
-        }
-    )
-    supervision = settings.deep_supervision.model_copy(
-        update={"max_supervision_segments": 6, "gradient_approximation": "last_cycle"}
-    )
-    training = settings.training_params.hrm.model_copy(
-        update={"learning_rate": 1e-3, "weight_decay": 0.1, "warmup_steps": 500}
-    )
-    return settings.model_copy(
-        update={
-            "hierarchical_reasoning_model": changed,
-            "deep_supervision": supervision,
-            "training_params": settings.training_params.model_copy(update={"hrm": training}),
-        }
-    )
-
-
 def train(
     name: str, law: BookLaw, settings: Settings, *, budget_s: float, seed: int
 ) -> tuple[BookModel, dict[str, Any]]:
     """A model trained for `budget_s` seconds, and what it took. `name` is one of CONTENDERS."""
-    device = training_device()
-    torch.compiler.reset()  # else torch gives up compiling after eight models
     settings = CONTROLS[name](settings) if name in CONTROLS else settings
-    sampler = BookSampler(law, seed=seed, device=device)
-    validation = BookSampler(law, seed=TEST_SEED + 1 + seed, device=device).batch(VALIDATION_ROWS[device.type])
-    model = BookModel(settings.hierarchical_reasoning_model, law.instruments, law.factors, seed=seed)
-    objective = BookImitation(temperature=TEMPERATURE, tolerance=TOLERANCE)
-    trainer = DeepSupervisionTrainer(
-        model, settings, objective, total_steps=guessed_steps(budget_s), seed=seed, device=device
-    )
-    depth = settings.hierarchical_reasoning_model.act.max_segments
-    done = fit(
-        trainer,
-        sampler.batches(settings.performance.batch_size),
-        lambda: -float(think(trainer.ema, validation, depth)[-1].gain.mean()),
-        budget_s=budget_s,
-        report=lambda ratio, note: report(f"{name}, seed {seed}", ratio, note),
-    )
-    return trainer.ema, done.facts(trainer, settings)
-
-
-@dataclass(frozen=True)
-class Thought:
-    """One segment's answers to B instances."""
-
-    targets: Tensor  # int64 [B, K]
-    gain: Tensor  # [B] over staying put, 0 where infeasible
-    feasible: Tensor  # bool [B]
-    q_halt: Tensor  # [B]
-
-
-@torch.no_grad()
-def think(model: BookModel, batch: Batch, segments: int) -> list[Thought]:
-    """What the model says after each of its segments."""
-    stay, thoughts = _staying_put(batch), []
-    inputs = [batch[name] for name in model.inputs]
-    carry: Carry = model.initial_carry(len(stay))
-    for _ in range(segments):
-        outputs, carry = model(*inputs, carry)
-        utility, feasible = book_utility(batch, outputs.targets)
-        gain = torch.where(feasible, utility - stay, 0.0)
-        thoughts.append(Thought(outputs.targets, gain, feasible, outputs.q_halt))
-    return thoughts
+    return book_training.train(law, settings, budget_s=budget_s, seed=seed, name=f"{name}, seed {seed}")
 
 
 def answers(model: BookModel, test: Test) -> Answers:
@@ -276,11 +201,6 @@ def _by_binding_limits(segments: Floats, test: Test) -> list[float | None]:
 def _rank_correlation(segments: Floats, difficulty: Floats) -> float | None:
     """Spearman's; None where every instance takes as long."""
     return None if np.ptp(segments) == 0 else float(stats.spearmanr(segments, difficulty).statistic)
-
-
-def _staying_put(batch: Batch) -> Tensor:
-    utility, _ = book_utility(batch, batch["instruments"][:, :, -1].round().long())
-    return utility
 
 
 def _numpy(tensor: Tensor) -> Floats:

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from baselines import agent as incumbent
-from benchmarks.training_clock import fit, guessed_steps
 from core.settings import Settings
 from flows.progress import report
+from flows.training_clock import fit, guessed_steps
 from hrm import control
 from hrm.batch import MarketSampler, MarketTable
 from hrm.decide import decide

@@ -17,8 +17,8 @@ from baselines import rules
 from benchmarks.contenders import Contender, for_device, train
 from benchmarks.depth import score_by_segments
 from benchmarks.intervals import named, over_seeds, score_difference
-from benchmarks.training_clock import over_trainings
 from core.settings import Settings
+from flows.training_clock import over_trainings
 from hrm.distributed import training_device
 from trading.dataset import Dataset, build_dataset, window_values
 from trading.evaluation import Evaluation, best_targets, evaluate, evaluate_targets, score_interval

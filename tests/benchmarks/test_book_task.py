@@ -10,6 +10,7 @@ import torch
 
 from benchmarks import book, learning
 from core.settings import Settings
+from flows import book_training
 from flows.book_sampler import book_of
 from trading.book import BookLaw, gains
 from trading.book_exact import solve
@@ -19,7 +20,7 @@ from trading.book_exact import solve
 def answer(small: Settings) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(book, "TEST_ROWS", {"cpu": 128})
-        patch.setattr(book, "VALIDATION_ROWS", {"cpu": 64})
+        patch.setattr(book_training, "VALIDATION_ROWS", {"cpu": 64})
         patch.setattr(book, "RULE_ROWS", 64)
         patch.setattr(book, "OTHER_SIZES", {12: 16})
         return learning.run(small, task="book", budget_s=1.0, seeds=1)

@@ -7,13 +7,33 @@ import time
 import pytest
 import torch
 
-from benchmarks.training_clock import LOOKS_AT, UNTIMED_STEPS, Clock, fit
-from core.settings import Settings
+from core.settings import Settings, load_settings
+from flows.training_clock import LOOKS_AT, UNTIMED_STEPS, Clock, fit
 from hrm.batch import MarketSampler, MarketTable
 from hrm.losses import Imitation
 from hrm.model import HierarchicalReasoningModel
 from hrm.trainer import DeepSupervisionTrainer
-from trading.dataset import Dataset, training_table
+from trading.dataset import Dataset, build_dataset, training_table
+
+MARKET = "HRM_SYNTHETIC_MARKET__"
+SMALL = {
+    "HRM_PERFORMANCE__BATCH_SIZE": "64",
+    f"{MARKET}BARS_PER_SESSION": "20",
+    f"{MARKET}TRAIN_SESSIONS": "60",
+    f"{MARKET}VALIDATION_SESSIONS": "12",
+    f"{MARKET}TEST_SESSIONS": "25",
+}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    state_dir = str(tmp_path_factory.mktemp("clock"))
+    return load_settings(preset="compact", environ=SMALL | {"HRM_PATHS__STATE_DIR": state_dir})
+
+
+@pytest.fixture(scope="module")
+def small_data(small: Settings) -> Dataset:
+    return build_dataset(small, None, 0)
 
 
 @pytest.fixture
