@@ -98,14 +98,15 @@ async def decide(service: Service, question: Question) -> DecisionResponse:
 
 def _arms(service: Service, live: Live, symbol: str) -> tuple[_Try, _Try | None]:
     """The routed arm and, while there is a challenger, the other one."""
-    champion, challenger = live.model(live.state.champion), live.model(live.state.challenger)
+    champion, challenger = live.champion, live.model(live.state.challenger)
     if champion is None:
         raise ModelError("no champion is loaded; start the service with one, or a rollout", code="not_ready")
     stable = _Try(champion, "champion")
     if challenger is None:
         return stable, None
     candidate = _Try(challenger, "challenger")
-    if route(symbol, live.state.weight, service.settings.rollout.salt) == "challenger":
+    weight = 0 if service.blind else live.state.weight
+    if route(symbol, weight, service.settings.rollout.salt) == "challenger":
         return candidate, stable
     return stable, candidate
 
@@ -113,10 +114,9 @@ def _arms(service: Service, live: Live, symbol: str) -> tuple[_Try, _Try | None]
 def _stable(live: Live, routed: _Try) -> _Try | None:
     """Who answers when the routed model does not: the champion, or after a promotion the one before it."""
     if routed.role == "challenger":
-        champion = live.model(live.state.champion)
-        return _Try(champion, "champion") if champion else None
+        return _Try(live.champion, "champion") if live.champion else None
     fallback = live.model(live.state.fallback)
-    return _Try(fallback, "champion") if fallback else None
+    return _Try(fallback, "champion") if fallback not in (None, routed.model) else None
 
 
 async def _answer(

@@ -5,12 +5,14 @@
 At least once and in order: the cursor moves when the server has accepted an event, and an event's id follows from its
 hash in the log, so the server knows one that comes again. History from before the first activation is never told.
 Nothing here is on the path of a decision or of a rollback: a server that is gone costs one warning and a later arrival.
+Of several processes one tells, with a lock that it holds until it ends; the others wait for that, and go on from there.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import fcntl
 import json
 import socket
 import uuid
@@ -40,6 +42,7 @@ NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, BREACH)
 TIMEOUT_S = 5.0
 FIRST_RETRY_S = 1.0
 LONGEST_RETRY_S = 60.0
+LOCK_RETRY_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -81,8 +84,8 @@ class Outbox:
         self._api = api
         self._store = store
         self._file = file
-        self._saved = _read_cursor(file, store)
-        self._cursor = self._saved or _end_of(store)
+        self._lock = file.with_suffix(".lock").open("ab")
+        self._find_place()
         self._http = httpx.AsyncClient(headers=api.headers, timeout=TIMEOUT_S)
         self._grown = asyncio.Event()
         self.wake()  # something may be left from before a restart
@@ -92,20 +95,44 @@ class Outbox:
 
     async def run(self) -> None:
         """Ship until cancelled, again and again while the server is gone, and warn once for each kind of trouble."""
-        async with self._http:
-            await self._save()  # from now on it is activated
-            trouble, retry_s = "", FIRST_RETRY_S
-            while True:
-                await self._grown.wait()
-                self._grown.clear()
-                try:
-                    await self._ship()
-                    trouble, retry_s = "", FIRST_RETRY_S
-                except (httpx.HTTPError, httpx.InvalidURL, SQLAlchemyError) as error:
-                    trouble = _warn(error, trouble)
-                    self._grown.set()
-                    await asyncio.sleep(retry_s)
-                    retry_s = min(2 * retry_s, LONGEST_RETRY_S)
+        with self._lock:
+            await self._wait_for_turn()
+            async with self._http:
+                await self._save()  # from now on it is activated
+                await self._tell()
+
+    async def _tell(self) -> None:
+        trouble, retry_s = "", FIRST_RETRY_S
+        while True:
+            await self._grown.wait()
+            self._grown.clear()
+            try:
+                await self._ship()
+                trouble, retry_s = "", FIRST_RETRY_S
+            except (httpx.HTTPError, httpx.InvalidURL, SQLAlchemyError) as error:
+                trouble = _warn(error, trouble)
+                self._grown.set()
+                await asyncio.sleep(retry_s)
+                retry_s = min(2 * retry_s, LONGEST_RETRY_S)
+
+    async def _wait_for_turn(self) -> None:
+        waited = False
+        while not self._is_ours():
+            waited = True
+            await asyncio.sleep(LOCK_RETRY_S)
+        if waited:
+            self._find_place()  # whoever told until now has moved it
+
+    def _is_ours(self) -> bool:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def _find_place(self) -> None:
+        self._saved = _read_cursor(self._file, self._store)
+        self._cursor = self._saved or _end_of(self._store)
 
     async def _ship(self) -> None:
         while events := await asyncio.to_thread(self._store.events, self._cursor.version):

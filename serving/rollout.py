@@ -101,13 +101,14 @@ class RolloutStore:
         """Carry out a command durably and return the new state.
 
         Raises RolloutError `invalid_transition` or `stale_version` (somebody else was faster; read and decide
-        again). Abort and rollback never lose a race: they re-read and try again. Raises sqlalchemy's
-        OperationalError when the disk refuses.
+        again). Abort and rollback never lose a race: they re-read and try again, and so does the first champion's
+        installation, which several processes attempt at once. Raises sqlalchemy's OperationalError when the disk
+        refuses.
         """
         while True:
             before = self.read()
             after = transition(before, change, self._rollout)
-            unstoppable = change.command in (Command.ABORT, Command.ROLLBACK)
+            unstoppable = change.command in (Command.ABORT, Command.ROLLBACK, Command.INSTALL)
             stale = expected_version is not None and expected_version != before.version
             if stale and not unstoppable:
                 raise _stale(before.version)

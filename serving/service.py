@@ -1,15 +1,17 @@
 """The running service: what is loaded, who decides, and the one place where that changes.
 
 Memory leads, disk follows, for one kind of change only: a rollback takes effect at once and is made durable after.
-Every other change is durable first. `live` is replaced as a whole, so a decision sees one consistent picture.
+Every other change is durable first. `live` is replaced as a whole, so a decision sees one consistent picture. What
+another process of this service has made durable takes effect here a moment later (serving/follow.py).
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import Coroutine
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -20,6 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from core.errors import ModelError, RolloutError
 from core.settings import Settings
 from serving.batcher import Batcher, open_model
+from serving.follow import Follower
 from serving.guard import Guard
 from serving.outbox import Outbox, PrefectApi
 from serving.rollout import Event, RolloutStore
@@ -44,6 +47,11 @@ class Live:
     def model(self, model_id: str | None) -> Batcher | None:
         return self.models.get(model_id) if model_id else None
 
+    @property
+    def champion(self) -> Batcher | None:
+        """Who decides; while a model that was promoted in another process is still loading, the one before it."""
+        return self.model(self.state.champion) or self.model(self.state.fallback)
+
 
 class Service:
     def __init__(self, settings: Settings, champion: str | None = None, prefect: PrefectApi | None = None) -> None:
@@ -58,6 +66,8 @@ class Service:
         self._first_champion = champion
         self._prefect = prefect
         self._outbox: Outbox | None = None
+        self._follower: Follower | None = None
+        self._loading: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._commands = asyncio.Lock()
         self._rollback: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -66,17 +76,20 @@ class Service:
     async def open(self) -> None:
         """Load what the durable state names, all of it warm. Raises ConfigError or ModelError."""
         s = self.settings
-        self.store = RolloutStore(s.paths.state_dir / "rollout.db", s.rollout)
+        file = s.paths.state_dir / "rollout.db"
+        self.store = RolloutStore(file, s.rollout)
         if self._prefect is not None:  # before anything below can roll back
             self._outbox = Outbox(self._prefect, self.store, s.paths.state_dir / "outbox.json")
         state = self.store.read()
         first: dict[str, Batcher] = {}
         if state.champion is None and self._first_champion is not None:
-            first[self._first_champion] = _of_a_market(await open_model(s, self._first_champion))  # before it is noted
+            first[self._first_champion] = _of_a_market(await self._open(self._first_champion))  # before it is noted
             install = Change(Command.INSTALL, time.time(), "first champion", "service", champion=self._first_champion)
             state = self.store.apply(install)
         self._install(*await self._load(state, first))
         self._tick_memory()
+        self._follower = Follower(file, self.sync)
+        self.spawn(self._follower.run())
         self.spawn(self._watch())
         if self._outbox is not None:
             self.spawn(self._outbox.run())
@@ -96,6 +109,7 @@ class Service:
         if change.command in (Command.ABORT, Command.ROLLBACK):
             await self._abort(change)
             return self.live
+        await self.sync()  # another process may know better
         transition(self.live.state, change, self.settings.rollout)  # refused before anything is loaded
         models = await self._models_for(change)
         async with self._commands:
@@ -106,19 +120,40 @@ class Service:
             try:
                 state = await asyncio.to_thread(self.store.apply, change, expected_version)
             except SQLAlchemyError as error:
-                raise RolloutError(
-                    f"rollout.db: {error}; free the disk and retry", code="state_not_durable", retryable=True
-                ) from error
+                raise _not_durable(error) from error
             self._install(state, models)
         return self.live
 
+    async def sync(self) -> None:
+        """Let a newer durable state take effect; models it needs are loaded meanwhile. Raises RolloutError (503)."""
+        async with self._commands:
+            try:
+                state = await asyncio.to_thread(self.store.read)
+            except SQLAlchemyError as error:
+                raise _not_durable(error) from error
+            if not self.live.durable or state.version <= self.live.state.version:
+                return  # a rollback of ours is on its way to the disk, and will read what is there
+            if state.latched and state.rolled_back_at is not None:
+                self.telemetry.propagation.observe(max(0.0, time.time() - state.rolled_back_at))
+            self._install(state, {})
+        for model_id in _needed(state) - set(self.live.models):
+            self.spawn(self._catch_up(model_id))
+        if self._outbox is not None:
+            self._outbox.wake()
+
+    @property
+    def blind(self) -> bool:
+        """Whether another process may have rolled back without our knowing."""
+        return self._follower is not None and self._follower.blind
+
     async def load(self, model_id: str) -> Batcher:
         """Have `name/version` loaded beside the rollout's models, until it is unloaded. Raises ModelError."""
-        async with self._commands:
-            model = self.live.model(model_id) or await open_model(self.settings, model_id)
-            self._beside.add(model_id)
-            self.live = replace(self.live, models=MappingProxyType({**self.live.models, model_id: model}))
-        return model
+        self._beside.add(model_id)
+        try:
+            return await self._loaded(model_id)
+        except ModelError:
+            self._beside.discard(model_id)
+            raise
 
     async def unload(self, model_id: str) -> None:
         """Let go of a model that the rollout does not need; what it was asked is still answered. Raises ModelError."""
@@ -155,7 +190,36 @@ class Service:
         task.add_done_callback(self._tasks.discard)
         return task
 
+    async def _open(self, model_id: str) -> Batcher:
+        model = await open_model(self.settings, model_id)
+        model.on_segment = self.telemetry.batch_rows.labels(*model_id.split("/")).observe
+        return model
+
+    async def _loaded(self, model_id: str) -> Batcher:
+        """The model, loaded if it is not, once however many ask; kept if it is still wanted. Raises ModelError."""
+        async with self._loading[model_id]:
+            model = self.live.model(model_id)
+            if model is not None:
+                return model
+            model = await self._open(model_id)
+            async with self._commands:
+                models = {model_id: model, **self.live.models}
+                self._keep(self.live.state, models, durable=self.live.durable)
+        return models[model_id]
+
+    async def _catch_up(self, model_id: str) -> None:
+        """Load what a start in another process needs. A candidate that does not load here is rolled back for all."""
+        try:
+            await self._loaded(model_id)
+        except ModelError as error:
+            log.error("model_does_not_load", model=model_id, error=str(error))
+            if model_id == self.live.state.candidate:
+                self.telemetry.rollbacks.labels("not_loadable").inc()
+                self._roll_back(Change(Command.ROLLBACK, time.time(), str(error), "service"))
+
     async def _abort(self, change: Change) -> None:
+        if self.live.state.latched:  # unless somebody has started anew a moment ago
+            await self.sync()
         if not self.live.state.latched:
             self.telemetry.rollbacks.labels("manual").inc()
             self._roll_back(change)
@@ -199,7 +263,7 @@ class Service:
         if state.champion is None or state.champion in self.live.models:
             return {}
         try:
-            return {state.champion: await open_model(self.settings, state.champion)}
+            return {state.champion: await self._open(state.champion)}
         except ModelError as error:  # it loaded a moment ago; without it the service says that it is not ready
             log.error("champion_does_not_load", model=state.champion, error=str(error))
             return {}
@@ -243,7 +307,7 @@ class Service:
         models: dict[str, Batcher] = {}
         for model_id in (change.champion, change.challenger):
             if model_id is not None and model_id not in self.live.models:
-                models[model_id] = await open_model(self.settings, model_id)
+                models[model_id] = await self._open(model_id)
         both = [{**self.live.models, **models}.get(name or "") for name in (change.champion, change.challenger)]
         if both[0] is not None and both[1] is not None:
             theirs = both[1].engine
@@ -254,11 +318,11 @@ class Service:
         """Models at start-up. A candidate that does not load is rolled back; a stable model must load."""
         stable = state.fallback or state.champion
         if stable is not None and stable not in models:
-            models[stable] = await open_model(self.settings, stable)
+            models[stable] = await self._open(stable)
         if state.candidate is None:
             return state, models
         try:
-            models[state.candidate] = await open_model(self.settings, state.candidate)
+            models[state.candidate] = await self._open(state.candidate)
         except ModelError as error:
             log.error("candidate_does_not_load", model=state.candidate, error=str(error))
             self.telemetry.rollbacks.labels("not_loadable").inc()
@@ -269,6 +333,9 @@ class Service:
         while True:
             self._tick_memory()
             self.telemetry.alerts(self._alerts())
+            self.telemetry.watched(self.live.models)
+            if self._follower is not None:
+                self.telemetry.state_age.set(self._follower.age_s)
             self.judge()
             await asyncio.sleep(TICK_S)
 
@@ -299,3 +366,7 @@ def _of_a_market(model: Batcher) -> Batcher:
 
 def _needed(state: RolloutState) -> set[str]:
     return {name for name in (state.champion, state.challenger, state.fallback) if name is not None}
+
+
+def _not_durable(error: SQLAlchemyError) -> RolloutError:
+    return RolloutError(f"rollout.db: {error}; free the disk and retry", code="state_not_durable", retryable=True)
