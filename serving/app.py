@@ -7,13 +7,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from starlette.routing import Route
 
 from core.errors import HrmSystemError
 from core.settings import Settings
 from serving import problems
-from serving.auth import Door, read_or_create_token
+from serving.auth import Authenticator
+from serving.door import Door
 from serving.outbox import prefect_api
 from serving.routes import router
+from serving.scopes import needs
 from serving.service import Service
 
 
@@ -36,9 +39,17 @@ def create_app(settings: Settings, *, champion: str | None = None) -> FastAPI:
         yield
         await service.close()
 
-    token = read_or_create_token(settings.paths.state_dir)
+    authenticator = Authenticator(settings)
     app = FastAPI(title="HRM trading: inference service", version="1", lifespan=lifespan)
-    app.add_middleware(Door, token=token, max_body_kb=settings.serving.max_body_kb)
+    for page in app.routes:  # FastAPI's own: the OpenAPI document and its readers
+        if isinstance(page, Route):
+            needs(None)(page.endpoint)
     app.include_router(router)
+    app.add_middleware(
+        Door,
+        authenticator=authenticator,
+        serving=settings.serving,
+        routes=app.routes,
+    )
     problems.install(app)
     return app

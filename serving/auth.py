@@ -1,24 +1,52 @@
-"""The door: a bearer token and a body limit, before anything is parsed. Deny by default.
+"""Whose credentials these are: the local token, an API key (serving/keys.py) or a JSON Web Token (serving/tokens.py).
 
-Only health and metrics are open, and only to clients on the loopback interface.
+The token in `<state_dir>/api_token` may do everything: who can read it owns the service's files anyway.
 """
 
 from __future__ import annotations
 
 import hmac
-import ipaddress
 import os
 import secrets
+from collections.abc import Sequence
 from pathlib import Path
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
 from core.errors import ConfigError
-from serving.problems import problem
+from core.settings import Settings
+from serving.keys import PREFIX, KeyRing
+from serving.scopes import Principal, Scope, Unknown
+from serving.tokens import TokenVerifier
 
-OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready", "/metrics"})
+OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready", "/metrics"})  # on loopback
 TOKEN_FILE = "api_token"  # noqa: S105 - a file name
 MIN_TOKEN_LENGTH = 16
+LOCAL = Principal("local", frozenset({Scope.ADMIN}))
+
+
+class Authenticator:
+    def __init__(self, settings: Settings) -> None:
+        """Raises ConfigError for an unusable token file."""
+        state_dir, jwt = settings.paths.state_dir, settings.serving.jwt
+        self._local = read_or_create_token(state_dir).encode()
+        self._keys = KeyRing(state_dir)
+        self._tokens = TokenVerifier(jwt) if jwt else None
+
+    def who(self, authorization: Sequence[bytes]) -> Principal | Unknown:
+        """Of the values of all Authorization headers, in microseconds: `UNTRIED` is a token not seen before."""
+        if len(authorization) != 1:
+            return Unknown.AMBIGUOUS if authorization else Unknown.MISSING
+        scheme, _, credentials = authorization[0].partition(b" ")
+        if scheme.lower() != b"bearer":
+            return Unknown.INVALID
+        if hmac.compare_digest(credentials, self._local):
+            return LOCAL
+        if credentials.startswith(PREFIX):
+            return self._keys.who(credentials)
+        return self._tokens.known(credentials) if self._tokens else Unknown.INVALID
+
+    def look_into(self, authorization: bytes) -> Principal | Unknown:
+        """Of an untried token: its signature is checked, which takes some hundred microseconds."""
+        return self._tokens.who(authorization.partition(b" ")[2]) if self._tokens else Unknown.INVALID
 
 
 def read_or_create_token(state_dir: Path) -> str:
@@ -49,81 +77,3 @@ def _create(file: Path) -> None:
         pass  # another process made one first: that one counts
     finally:
         temporary.unlink(missing_ok=True)
-
-
-class Door:
-    """ASGI middleware: 401 without the token, 413 above the body limit."""
-
-    def __init__(self, app: ASGIApp, token: str, max_body_kb: int) -> None:
-        self.app = app
-        self._expected = f"Bearer {token}".encode()
-        self._max_body_bytes = max_body_kb * 1024
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            if scope["type"] == "lifespan":
-                await self.app(scope, receive, send)
-            return  # websockets: there are none
-        headers = dict(scope["headers"])
-        if not self._may_enter(scope, headers.get(b"authorization", b"")):
-            refusal = problem(401, "unauthorized", "needs `Authorization: Bearer` with the token in api_token")
-            refusal.headers["WWW-Authenticate"] = "Bearer"
-            await refusal(scope, receive, send)
-            return
-        limited = _Body(receive, self._max_body_bytes)
-        if limited.declared_too_large(headers.get(b"content-length", b"0")):
-            await self._too_large()(scope, receive, send)
-            return
-        await self._serve(scope, limited, send)
-
-    async def _serve(self, scope: Scope, body: _Body, send: Send) -> None:
-        """Run the app; if the body turned out too large while it streamed, answer 413 in its place."""
-        started = False
-
-        async def watched(message: Message) -> None:
-            nonlocal started
-            if body.overflowed and not started:
-                return
-            started = True
-            await send(message)
-
-        await self.app(scope, body.receive, watched)
-        if body.overflowed and not started:
-            await self._too_large()(scope, body.receive, send)
-
-    def _may_enter(self, scope: Scope, authorization: bytes) -> bool:
-        if scope["path"] in OPEN_PATHS and _on_loopback(scope):
-            return True
-        return hmac.compare_digest(authorization, self._expected)
-
-    def _too_large(self) -> ASGIApp:
-        return problem(413, "body_too_large", f"a body has at most {self._max_body_bytes} bytes")
-
-
-class _Body:
-    """Counts the bytes of a request as they arrive; ends the stream at the limit."""
-
-    def __init__(self, receive: Receive, limit_bytes: int) -> None:
-        self._receive = receive
-        self._limit = limit_bytes
-        self._seen = 0
-        self.overflowed = False
-
-    def declared_too_large(self, content_length: bytes) -> bool:
-        return content_length.isdigit() and int(content_length) > self._limit
-
-    async def receive(self) -> Message:
-        message = await self._receive()
-        self._seen += len(message.get("body", b""))
-        if self._seen > self._limit:
-            self.overflowed = True
-            return {"type": "http.request", "body": b"", "more_body": False}
-        return message
-
-
-def _on_loopback(scope: Scope) -> bool:
-    client = scope.get("client")
-    try:
-        return client is not None and ipaddress.ip_address(client[0]).is_loopback
-    except ValueError:
-        return False

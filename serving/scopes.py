@@ -36,6 +36,27 @@ class Scope(StrEnum):
 
 
 @dataclass(frozen=True)
+class Principal:
+    """Who is asking. `id` is what allowances are counted by and what logs name; it is no secret."""
+
+    id: str
+    scopes: frozenset[Scope]
+
+    def may(self, scope: Scope | None) -> bool:
+        return scope is None or scope in self.scopes or Scope.ADMIN in self.scopes
+
+
+class Unknown(StrEnum):
+    """Why it is not known who is asking: what the log says. The caller hears of `EXPIRED` alone."""
+
+    MISSING = "missing"
+    AMBIGUOUS = "ambiguous"
+    INVALID = "invalid"
+    EXPIRED = "expired"
+    UNTRIED = "untried"  # a token whose signature was not looked into
+
+
+@dataclass(frozen=True)
 class Access:
     """What a route asks of its caller. `scope` None: any valid credentials. `local`: none at all on loopback."""
 
@@ -45,10 +66,10 @@ class Access:
 
 @dataclass(frozen=True)
 class Found:
-    """What the app has for a method and a path: 200 with `access`, else why nothing may be called there."""
+    """What the app has for a method and a path: 200 with `access`, else why nothing is called there."""
 
     status: Literal[200, 403, 404, 405]
-    access: Access | None = None
+    access: Access = Access(Scope.ADMIN)
     allow: str = ""  # the methods of a 405
 
 
