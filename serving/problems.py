@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import http
+from collections.abc import Sequence
+from typing import Any
 
 import structlog
 from fastapi import FastAPI, Request
@@ -23,17 +25,49 @@ STATUS_OF: dict[type[HrmSystemError], int] = {
 UNAVAILABLE_CODES = {"not_ready", "overloaded", "shutting_down", "state_not_durable"}
 
 
-def problem(status: int, code: str, detail: str, **extra: object) -> JSONResponse:
-    content = {
+def document(status: int, code: str, detail: str, **extra: object) -> dict[str, object]:
+    """`error` repeats `detail`: where the Open Inference Protocol's clients look for it."""
+    return {
         "type": f"urn:hrm:{code}",
         "title": http.HTTPStatus(status).phrase,
         "status": status,
         "code": code,
         "detail": detail,
+        "error": detail,
         **extra,
     }
+
+
+def status_of(error: HrmSystemError) -> int:
+    if error.code in UNAVAILABLE_CODES:
+        return 503
+    return next((status for kind, status in STATUS_OF.items() if isinstance(error, kind)), 500)
+
+
+def describe(error: HrmSystemError) -> dict[str, object]:
+    """The document of an error of ours."""
+    return document(status_of(error), error.code, str(error), retryable=error.retryable)
+
+
+def describe_invalid(errors: Sequence[Any], status: int = 422) -> dict[str, object]:
+    """Of what pydantic found: names every field; never the input, which may be large or not finite."""
+    problems = [
+        {"field": ".".join(str(part) for part in error["loc"]), "problem": error["msg"]} for error in errors[:20]
+    ]
+    first = problems[0]
+    return document(status, "request_invalid", f"{first['field']}: {first['problem']}", errors=problems)
+
+
+def answer(content: dict[str, object]) -> JSONResponse:
+    """A problem's document as a response."""
+    status = content["status"]
+    assert isinstance(status, int)  # noqa: S101 - as `document` made it
     headers = {"Retry-After": "1"} if status == http.HTTPStatus.SERVICE_UNAVAILABLE else None
     return JSONResponse(content, status, headers, media_type="application/problem+json")
+
+
+def problem(status: int, code: str, detail: str, **extra: object) -> JSONResponse:
+    return answer(document(status, code, detail, **extra))
 
 
 def install(app: FastAPI) -> None:
@@ -46,27 +80,20 @@ def install(app: FastAPI) -> None:
 
 async def _system_error(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HrmSystemError)  # noqa: S101 - what it is registered for
-    status = next((status for kind, status in STATUS_OF.items() if isinstance(error, kind)), 500)
-    if error.code in UNAVAILABLE_CODES:
-        status = 503
-    return problem(status, error.code, str(error), retryable=error.retryable)
+    return answer(describe(error))
 
 
 async def _invalid(_request: Request, error: Exception) -> JSONResponse:
-    """422 naming every field; never the input, which may be large or not finite."""
     assert isinstance(error, RequestValidationError)  # noqa: S101 - what it is registered for
-    problems = [
-        {"field": ".".join(str(part) for part in detail["loc"]), "problem": detail["msg"]}
-        for detail in error.errors()[:20]
-    ]
-    first = problems[0]
-    return problem(422, "request_invalid", f"{first['field']}: {first['problem']}", errors=problems)
+    return answer(describe_invalid(error.errors()))
 
 
 async def _http_error(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)  # noqa: S101 - what it is registered for
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
-    return problem(error.status_code, code, str(error.detail))
+    refusal = problem(error.status_code, code, str(error.detail))
+    refusal.headers.update(error.headers or {})  # a 405 says what is allowed
+    return refusal
 
 
 async def _unforeseen(request: Request, error: Exception) -> JSONResponse:

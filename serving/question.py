@@ -6,7 +6,9 @@ Shapes: W window, F bar features, A account features; everything float32, finite
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import time
+import uuid
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +22,7 @@ FEATURE_MAX = 1e6  # far above any normalised feature; models overflow on what i
 Floats = NDArray[np.float32]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Account:
     """One arm's own portfolio: features [A] in the order of the model's schema, and the sign of its position."""
 
@@ -28,19 +30,28 @@ class Account:
     position: int
 
 
-@dataclass(frozen=True)
+def fresh_id() -> str:
+    return uuid.uuid4().hex
+
+
+def deadline_in(deadline_ms: float | None) -> float:
+    """A time.perf_counter(), s; infinite without a deadline."""
+    return math.inf if deadline_ms is None else time.perf_counter() + deadline_ms / 1e3
+
+
+@dataclass(frozen=True, eq=False)
 class Question:
     """One observation, and each arm's own account; without a challenger's both arms decide on the champion's.
 
     Past its `deadline`, a time.perf_counter() in seconds, the answer is that of the best segment so far, and says so.
     """
 
-    request_id: str
     symbol: str
     bars: Floats  # [W, F], oldest first, newest closed
     complexity: float
     champion: Account
     challenger: Account | None = None
+    request_id: str = field(default_factory=fresh_id)
     deadline: float = math.inf
 
     def account(self, role: Role) -> Account:
@@ -60,3 +71,14 @@ class Question:
                     f"got {account.features.size}",
                     code="shape_mismatch",
                 )
+
+
+def require_bounded(name: str, numbers: Floats) -> None:
+    """Raises DataError that names the first number which is not finite or beyond FEATURE_MAX."""
+    if np.abs(numbers).max(initial=0.0) <= FEATURE_MAX:  # False for NaN as well
+        return
+    first = np.argwhere(~(np.abs(numbers) <= FEATURE_MAX))[0].tolist()
+    place = "".join(f"[{index}]" for index in first)
+    raise DataError(
+        f"{name}{place}: {numbers[tuple(first)]} is no number within +-{FEATURE_MAX:g}", code="out_of_range"
+    )

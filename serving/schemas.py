@@ -1,36 +1,67 @@
-"""The wire format of /v1: strict, closed and finite."""
+"""The messages of /v1: strict, closed and finite. How they travel: serving/wire.py."""
 
 from __future__ import annotations
 
-import uuid
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field, Strict
 
 from core.errors import DataError
 from serving import question
-from serving.question import FEATURE_MAX, Question
+from serving.question import FEATURE_MAX, Question, deadline_in, fresh_id
 from serving.transitions import Phase
 
 BPS_MAX = 1e4  # no decision earns more than all there is; one absurd outcome would blind the performance trigger
+MAX_BATCH = 256
+DEADLINE_MAX_MS = 10_000.0
+NAME = r"^[^\x00-\x1f]+$"
+PLAIN_NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+
 # Strict: integers pass as numbers, texts and booleans do not.
 Feature = Annotated[float, Field(strict=True, ge=-FEATURE_MAX, le=FEATURE_MAX, allow_inf_nan=False)]
 Bps = Annotated[float, Field(strict=True, ge=-BPS_MAX, le=BPS_MAX, allow_inf_nan=False)]
-Symbol = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f]+$")]
+Symbol = Annotated[str, Field(min_length=1, max_length=64, pattern=NAME)]
 ModelId = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}/[a-z0-9][a-z0-9._-]{0,63}$")]
 Text = Annotated[str, Field(max_length=500)]
+Complexity = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, description="of the market, in [0, 1]")]
+Position = Annotated[int, Field(ge=-1, le=1, description="sign of the position held")]
+RequestId = Annotated[
+    str, Field(min_length=1, max_length=64, pattern=NAME, description="comes back in the answer; made up if missing")
+]
+DeadlineMs = Annotated[
+    float,
+    Field(
+        gt=0,
+        le=DEADLINE_MAX_MS,
+        allow_inf_nan=False,
+        description="after this time the answer is that of the best segment so far, `halt_reason: deadline_reached`",
+    ),
+]
 
 
 class Message(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Problem(BaseModel):
+    """RFC 9457, with a stable `code`. `error` repeats `detail` for clients of the Open Inference Protocol."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+    error: str
+    retryable: bool | None = Field(default=None, description="the same request may succeed later")
+    errors: list[dict[str, str]] | None = Field(default=None, description="`field` and `problem` of each mistake")
+
+
 class Account(Message):
     """One arm's own portfolio: features [A] in the order of the model's schema, and the sign of its position."""
 
-    features: list[Feature] = Field(min_length=1, max_length=1024)
-    position: int = Field(strict=True, ge=-1, le=1)
+    features: Annotated[list[Feature], FailFast()] = Field(min_length=1, max_length=1024)
+    position: Annotated[Position, Strict()]
 
     def arrays(self) -> question.Account:
         return question.Account(np.array(self.features, dtype=np.float32), self.position)
@@ -44,13 +75,16 @@ class Accounts(Message):
 
 
 class DecisionRequest(Message):
-    """bars [W, F], oldest first, newest closed."""
+    """One question. Sizes and meaning of the features are those of the model: `GET /v1/models`, `observation`."""
 
     symbol: Symbol
-    bars: list[list[Feature]] = Field(min_length=1, max_length=4096)
-    complexity: float = Field(strict=True, ge=0, le=1, allow_inf_nan=False)
+    bars: Annotated[list[Annotated[list[Feature], FailFast()]], FailFast()] = Field(
+        min_length=1, max_length=4096, description="[W, F], oldest first, newest closed"
+    )
+    complexity: Annotated[Complexity, Strict()]
     accounts: Accounts
-    request_id: str | None = Field(default=None, min_length=1, max_length=64)
+    request_id: RequestId | None = None
+    deadline_ms: Annotated[DeadlineMs, Strict()] | None = None
 
     def question(self) -> Question:
         """Raises DataError when the bars differ in length."""
@@ -58,13 +92,36 @@ class DecisionRequest(Message):
             raise DataError("bars: all bars must have the same number of features", code="shape_mismatch")
         accounts = self.accounts
         return Question(
-            request_id=self.request_id or uuid.uuid4().hex,
             symbol=self.symbol,
             bars=np.array(self.bars, dtype=np.float32),
             complexity=self.complexity,
             champion=accounts.champion.arrays(),
             challenger=accounts.challenger.arrays() if accounts.challenger else None,
+            request_id=self.request_id or fresh_id(),
+            deadline=deadline_in(self.deadline_ms),
         )
+
+
+class RawFields(Message):
+    """What a question of raw float32 says in its query string."""
+
+    symbol: Symbol
+    complexity: Complexity
+    position: Position
+    challenger_position: Position | None = Field(default=None, description="of the challenger's own account")
+    request_id: RequestId | None = None
+    deadline_ms: DeadlineMs | None = None
+
+
+class BatchRequest(Message):
+    """Questions that are decided together, each as if it were alone."""
+
+    decisions: list[Any] = Field(
+        min_length=1,
+        max_length=MAX_BATCH,
+        description="each as the body of POST /v1/decisions; what is none gets a problem of its own",
+        json_schema_extra={"items": {"anyOf": [{"$ref": "#/components/schemas/DecisionRequest"}, {}]}},
+    )
 
 
 class Decision(Message):
@@ -96,6 +153,17 @@ class DecisionResponse(Decision):
     shadow_latency_ms: float | None = Field(
         description="the other arm's own time, or of a late one the time it has had so far; null without another arm"
     )
+
+
+class BatchItem(Message):
+    """Exactly one of the two."""
+
+    decision: DecisionResponse | None = None
+    problem: Problem | None = None
+
+
+class BatchResponse(Message):
+    results: list[BatchItem] = Field(description="in the order of the questions")
 
 
 class OutcomeRequest(Message):
@@ -143,3 +211,47 @@ class RolloutResponse(Message):
     durable: bool
     reason: str
     statistics: dict[str, object]
+
+
+class Event(Message):
+    """One change: the state it led to (canonical JSON), and the hash that chains it to the one before."""
+
+    version: int
+    at: float = Field(description="Unix time, s")
+    actor: str
+    command: str
+    reason: str
+    state: str
+    prev_hash: str
+    hash: str
+
+
+class EventsResponse(Message):
+    events: list[Event]
+
+
+class LoadedModel(Message):
+    provider: str
+    algorithm: str
+    observation: dict[str, Any] = Field(description="what the model looks at: sizes, and features by name, in order")
+
+
+class ModelsResponse(Message):
+    store: list[dict[str, Any]] = Field(description="every published version; `problem` where it cannot be read")
+    loaded: dict[str, LoadedModel] = Field(description="by name/version")
+
+
+class Status(Message):
+    status: str
+
+
+class HealthCheck(Message):
+    status: Literal["healthy", "unhealthy"]
+    details: dict[str, Any]
+
+
+class HealthResponse(BaseModel):
+    overall_health: Literal["healthy", "unhealthy"]
+    individual_checks: dict[str, HealthCheck]
+    warnings: list[str]
+    timestamp: str

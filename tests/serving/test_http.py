@@ -7,11 +7,10 @@ from typing import Any
 
 import httpx
 import pytest
-from fastapi.routing import APIRoute
+from fastapi.routing import iter_route_contexts
 
 from flows.drill_models import FAULT_LEVEL, SCHEMA
 from flows.service_process import ServiceProcess
-from serving.auth import OPEN_PATHS
 from serving.routes import router
 
 W, F, A = SCHEMA.window, len(SCHEMA.bar_features), len(SCHEMA.account_features)
@@ -39,23 +38,31 @@ def fresh_challenger(running: ServiceProcess, http: httpx.Client, request: pytes
 
 
 ROUTES = sorted(
-    (method, route.path) for route in router.routes if isinstance(route, APIRoute) for method in route.methods
+    (method, route.path or "", route.endpoint.__access__.local)
+    for route in iter_route_contexts(router.routes)
+    for method in route.methods or ()
 )
 
 
 def test_the_walk_below_sees_every_route() -> None:
-    assert len(ROUTES) == 15
-    assert ("POST", "/v1/rollout/abort") in ROUTES
+    assert len(ROUTES) >= 33
+    assert ("POST", "/v1/rollout/abort", False) in ROUTES
+    assert [path for _, path, local in ROUTES if local] == [
+        "/health", "/health/live", "/health/ready", "/metrics", "/v2", "/v2/health/live", "/v2/health/ready",
+    ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("method", "path"), [*ROUTES, ("GET", "/docs"), ("GET", "/openapi.json"), ("GET", "/x")])
+@pytest.mark.parametrize(
+    ("method", "path", "local"),
+    [*ROUTES, ("GET", "/docs", False), ("GET", "/openapi.json", False), ("GET", "/x", False)],
+)
 @pytest.mark.parametrize("authorization", [None, "Bearer wrong", "Basic abc", "Bearer"])
 def test_nothing_but_health_and_metrics_opens_without_the_token(
-    running: ServiceProcess, method: str, path: str, authorization: str | None
+    running: ServiceProcess, method: str, path: str, local: bool, authorization: str | None
 ) -> None:
     headers = {"Authorization": authorization} if authorization else {}
     response = httpx.request(method, running.url + path, headers=headers, trust_env=False, timeout=20)
-    if path in OPEN_PATHS:
+    if local:
         assert response.status_code == 200
         return
     assert response.status_code == 401
@@ -74,7 +81,7 @@ def test_a_decision_has_every_field_of_the_contract(http: httpx.Client) -> None:
     assert answer.keys() == {
         "request_id", "symbol", "action", "action_name", "quantity", "probabilities", "value", "segments",
         "halt_reason", "model", "model_version", "role", "latency_ms", "epoch", "fallback", "shadow", "shadow_missing",
-        "shadow_latency_ms",
+        "shadow_latency_ms", "provider",
     }  # fmt: skip
     assert (answer["request_id"], answer["symbol"]) == ("r-1", "NIFTY50")
     assert (answer["action_name"], answer["role"], answer["model"]) == ("BUY_LONG", "champion", "ppo")
