@@ -11,11 +11,11 @@ from starlette.routing import Route
 
 from core.errors import HrmSystemError
 from core.settings import Settings
-from serving import problems
+from serving import openapi, problems
 from serving.auth import Authenticator
 from serving.door import Door
 from serving.outbox import prefect_api
-from serving.routes import router
+from serving.routes import BODIES, router
 from serving.scopes import needs
 from serving.service import Service
 
@@ -52,4 +52,5 @@ def create_app(settings: Settings, *, champion: str | None = None) -> FastAPI:
         routes=app.routes,
     )
     problems.install(app)
+    openapi.install(app, BODIES)
     return app

@@ -29,6 +29,7 @@ WHY = {
     401: "no credentials, or none that are valid",
     403: "the credentials do not allow this",
     404: "there is no such thing",
+    408: "the body did not arrive in time",
     409: "not possible in the present state; nothing was changed",
     413: "the body is larger than allowed",
     415: "no media type that is understood here",
@@ -38,6 +39,7 @@ WHY = {
     503: "not now; Retry-After says when to come again",
 }
 ALWAYS = (401, 403, 429, 500)
+FASTAPIS_OWN = {"HTTPValidationError", "ValidationError"}  # its form of a 422, which nobody gets
 TAGS = [
     {"name": "decisions", "description": "What to do now: one decision, a batch, and what a decision earned."},
     {"name": "rollout", "description": "Who decides: from shadow over canary to promoted, and back at once."},
@@ -106,7 +108,8 @@ def _document(app: FastAPI, bodies: Sequence[type[BaseModel]]) -> Document:
     models: list[type[BaseModel]] = [*bodies, Problem]
     _, definitions = models_json_schema([(model, "validation") for model in models], ref_template=REF)
     components = document.setdefault("components", {})
-    components["schemas"] = components.get("schemas", {}) | definitions["$defs"]
+    schemas = components.get("schemas", {}) | definitions["$defs"]
+    components["schemas"] = {name: schema for name, schema in schemas.items() if name not in FASTAPIS_OWN}
     components["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
     document["security"] = [{"bearer": []}]
     for route in iter_route_contexts(app.routes):
@@ -124,6 +127,6 @@ def _complete(operation: Document, access: Access | None) -> None:
     if access is not None and access.local:
         operation["security"] = [{}, {"bearer": []}]  # none needed on loopback
     responses = operation["responses"]
-    statuses = (*ALWAYS, *((413,) if "requestBody" in operation else ()), *((422,) if "422" in responses else ()))
+    statuses = (*ALWAYS, *((408, 413) if "requestBody" in operation else ()), *((422,) if "422" in responses else ()))
     for status, response in failures(*statuses).items():  # also in place of FastAPI's own form of a 422
         responses[str(status)] = response

@@ -51,7 +51,7 @@ CONFIG_TYPES = {"BYTES": "TYPE_STRING"}  # the others: TYPE_ before the protocol
 LATE_CODES = UNAVAILABLE_CODES | {"inference_timeout"}
 INFER_BODY = json_of(InferRequest, one_row=examples.INFER) | RAW_BODY
 BODIES = (InferRequest, IndexRequest, LoadRequest)
-FAILURES: dict[str, tuple[int, ...]] = {"GET": (), "POST": (400, 409, 415, 503)}
+FAILURES: dict[str, tuple[int, ...]] = {"GET": (409,), "POST": (400, 409, 415, 503)}
 
 Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
 
