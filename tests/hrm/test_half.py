@@ -1,0 +1,64 @@
+"""The form for a GPU: 16-bit arithmetic in fused operators, held here against torch in float32."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from hrm_planted import HRM, model
+from onnx import TensorProto
+
+from hrm.export import MarketSegment
+from hrm.half import in_half
+from hrm.segment import max_abs_error, onnx_file, random_inputs
+
+HALF_LIMIT = (
+    0.15  # the worst of numbers around 1, three segments into an untrained model; a wrong sign costs 1 and more
+)
+SHAPES = {
+    "equal widths": {},
+    "two widths, hard reset": {
+        f"{HRM}ARCHITECTURE__H_MODULE_DIM": "128",
+        f"{HRM}HIERARCHICAL__RESET_MECHANISM": "hard",
+    },
+    "learned positions and reset": {
+        f"{HRM}ARCHITECTURE__POSITIONS": "learned",
+        f"{HRM}HIERARCHICAL__RESET_MECHANISM": "learned",
+    },
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_half_form_computes_the_model_but_for_rounding(shape: str) -> None:
+    trained = model(SHAPES[shape]).eval()
+    file = onnx_file(MarketSegment(in_half(trained)))
+    error = max_abs_error(MarketSegment(trained), file)
+    assert 0 < error < HALF_LIMIT
+
+
+def test_a_block_is_a_handful_of_fused_operators_and_everything_outside_is_float32() -> None:
+    trained = model({}).eval()
+    graph = onnx.load_from_string(onnx_file(MarketSegment(in_half(trained)))).graph
+    depth = trained.settings.hierarchical
+    levels = depth.N_cycles * (depth.T_timesteps + 1)  # of one block each in this preset
+    count = Counter(node.op_type for node in graph.node)
+    assert count["MultiHeadAttention"] == levels
+    assert count["SkipSimplifiedLayerNormalization"] == count["RotaryEmbedding"] == 2 * levels
+    assert {value.type.tensor_type.elem_type for value in graph.output} == {TensorProto.FLOAT}
+    halves = [tensor for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT16]
+    assert sum(np.prod(tensor.dims) for tensor in halves) > 0.5 * trained.parameter_count
+
+
+def test_a_row_is_what_it_is_alone() -> None:
+    trained = model({}).eval()
+    segment = MarketSegment(in_half(trained))
+    session = onnxruntime.InferenceSession(onnx_file(segment), providers=["CPUExecutionProvider"])
+    feeds = random_inputs(segment, rows=9, seed=4)
+    together = session.run(None, feeds)
+    for row in range(9):
+        alone = session.run(None, {name: array[row : row + 1] for name, array in feeds.items()})
+        for ours, theirs in zip(together, alone, strict=True):
+            np.testing.assert_allclose(ours[row : row + 1], theirs, atol=1e-5)
