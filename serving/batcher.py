@@ -22,6 +22,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -128,11 +129,22 @@ class Batcher:
         self._loop = asyncio.get_running_loop()
         self._watch = self._loop.create_task(self._watch_limits())
         self._threads = [
-            threading.Thread(target=self._work, name=f"{engine.id}-{number}", daemon=True)
+            threading.Thread(target=self._work, args=(number,), name=f"{engine.id}-{number}", daemon=True)
             for number in range(1 if engine.provider in GPU_PROVIDERS else cores(serving))
         ]
+        self._ready: list[Future[None]] = [Future() for _ in self._threads]
         for thread in self._threads:
             thread.start()
+
+    async def ready(self) -> None:
+        """When every thread has its room, on a device with all its runs captured. Raises what one of them met."""
+        try:
+            await asyncio.gather(*map(asyncio.wrap_future, self._ready))
+        except Exception as error:
+            await self.close(drain=False)
+            if isinstance(error, ModelError):
+                raise
+            raise ModelError(f"{self.engine.id}: no room on its device: {error}", code="inference_failed") from error
 
     @property
     def waiting(self) -> int:
@@ -214,9 +226,14 @@ class Batcher:
     def _run(self, decisions: Decisions | None, latency_ms: float, queued_ms: float = 0.0, **facts: Any) -> Run:
         return Run(self.engine.id, self.engine.provider, decisions, latency_ms, queued_ms, **facts)
 
-    def _work(self) -> None:
+    def _work(self, number: int) -> None:
         """A thread's life: let rows join, run a segment, answer who is done."""
-        reasoning = self.engine.reasoning(self.rows, resident=True)
+        try:  # here, because what is captured on a device belongs to the thread that did it
+            reasoning = self.engine.reasoning(self.rows, resident=True)
+        except Exception as error:
+            self._ready[number].set_exception(error)
+            return
+        self._ready[number].set_result(None)
         tickets: dict[int, _Ticket] = {}
         while (joined := self._take(reasoning.free, idle=not tickets)) is not None:
             if joined:
@@ -289,7 +306,9 @@ async def open_model(settings: Settings, model_id: str) -> Batcher:
         engine = load_engine(settings, model_id)
         return engine, rows_within(engine, performance.inference_timeout_ms, serving.max_rows)
 
-    return Batcher(*await asyncio.to_thread(loaded), serving, performance)
+    batcher = Batcher(*await asyncio.to_thread(loaded), serving, performance)
+    await batcher.ready()
+    return batcher
 
 
 def rows_within(engine: Engine, limit_ms: float, most: int) -> int:

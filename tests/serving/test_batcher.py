@@ -14,10 +14,12 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from tiny_models import RULE, publish_all, settings_in
 
+from core.errors import ModelError
 from core.settings import Settings
 from flows.drill_models import FAULT_LEVEL, SCHEMA, publish_policy
 from serving.batcher import QUEUE_LIMIT_S, Batcher, Observation, Run, open_model
-from serving.engine import load_engine
+from serving.engine import Engine, load_engine
+from serving.reasoning import Reasoning
 
 W, F, A = SCHEMA.window, len(SCHEMA.bar_features), len(SCHEMA.account_features)
 
@@ -246,3 +248,16 @@ def test_the_cache_knows_a_question_by_every_byte_and_the_position(tmp_path: Pat
         assert not (await batcher.run(row(2), max_segments=1)).cached
 
     with_model(settings, "hrm/v1", story)
+
+
+def test_a_model_without_room_on_its_device_is_refused(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    room = Engine.reasoning
+
+    def full(engine: Engine, rows: int, *, resident: bool = False) -> Reasoning:
+        if resident:
+            raise RuntimeError("out of memory")
+        return room(engine, rows)
+
+    monkeypatch.setattr(Engine, "reasoning", full)
+    with pytest.raises(ModelError, match="out of memory"):
+        asyncio.run(open_model(settings, "hrm/v1"))
