@@ -20,7 +20,7 @@ from typer._click.exceptions import ClickException
 
 from benchmarks import commands as bench
 from core.errors import ConfigError, HrmSystemError
-from core.log import configure_logging
+from core.log import configure_logging, configure_service_logging
 from core.manifest import Storage
 from core.settings import Settings, load_settings
 from flows import backtest_commands, baseline_commands, data_commands, key_commands
@@ -143,13 +143,16 @@ def serve(
         str | None, typer.Option(help="First champion; later the rollout state says who decides.")
     ] = None,
     port: Annotated[int | None, typer.Option(help="Another port than serving.port; 0 picks a free one.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that answer; serving.workers by default.")] = None,
 ) -> None:
     """Run the inference service until Ctrl-C."""
     from serving.__main__ import run
 
     if port is not None:
         os.environ["HRM_SERVING__PORT"] = str(port)
-    configure_logging()
+    if workers is not None:
+        os.environ["HRM_SERVING__WORKERS"] = str(workers)
+    configure_service_logging()
     run(_settings(None), champion=champion)
 
 

@@ -23,6 +23,8 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 STDERR = 2
 
+_writer: LineWriter | None = None  # of this process, once it is a service
+
 
 class _Stderr:
     """Whatever stderr is when a line is written: progress bars put themselves in its place."""
@@ -80,19 +82,24 @@ def configure_logging(level: str = "INFO") -> None:
     )
 
 
-def configure_service_logging(level: str = "INFO") -> LineWriter | None:
-    """The same for a service: nothing it logs can block it. None where a person is watching."""
+def configure_service_logging(level: str = "INFO") -> None:
+    """The same for a service: nothing it logs can block it, unless a person is watching."""
+    global _writer  # noqa: PLW0603 - structlog's configuration is the process's as well
     if sys.stderr.isatty():
         configure_logging(level)
-        return None
-    writer = LineWriter()
+        return
+    writer = _writer = LineWriter()
     structlog.configure(
         processors=[*_PROCESSORS, _as_json],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level]),
         logger_factory=lambda *_: writer,
         cache_logger_on_first_use=True,  # half of a line's cost; only a process that configures once may do so
     )
-    return writer
+
+
+def dropped_lines() -> int:
+    """Lines of this process that found no reader, ever."""
+    return _writer.dropped if _writer is not None else 0
 
 
 def _as_json(_logger: WrappedLogger, _method: str, event: EventDict) -> bytes:

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from core.errors import ConfigError, HrmSystemError
 from core.log import configure_service_logging
 from core.settings import Settings, load_settings
-from serving import telemetry
+from serving import telemetry, tracing
 from serving.app import create_app
 from serving.rollout import RolloutStore
 from serving.workers import Gate, supervise
@@ -80,7 +80,7 @@ def _serve(
     # Our problem handlers and the log's own lines say what matters; uvicorn would add tracebacks to both.
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
     config = uvicorn.Config(
-        app if opened is None else _opening(app, opened),
+        _around(app, opened),
         log_config=None,
         access_log=False,
         ws="none",
@@ -95,8 +95,16 @@ def _serve(
     except SystemExit:  # uvicorn's way to say that start-up failed; ours, after SIGTERM
         if server.started:
             raise
+    finally:
+        tracing.stop()
     if not server.started:
         raise getattr(app.state, "startup_error", ConfigError("the service did not start; see its log"))
+
+
+def _around(app: ASGIApp, opened: Callable[[], Awaitable[None]] | None) -> ASGIApp:
+    if opened is not None:
+        app = _opening(app, opened)
+    return tracing.traced(app) if tracing.start() else app
 
 
 def _opening(app: ASGIApp, opened: Callable[[], Awaitable[None]]) -> ASGIApp:

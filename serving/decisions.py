@@ -19,6 +19,7 @@ import structlog
 
 from core.actions import SAFE_DECISION, Action
 from core.errors import ModelError
+from serving import tracing
 from serving.batcher import Batcher, Observation, Run
 from serving.question import Account, Question
 from serving.routing import Role, route
@@ -87,7 +88,7 @@ async def decide(service: Service, question: Question) -> DecisionResponse:
         "fallback": not answer.made or answer.run.model_id != routed.id,
     }
     decision = _decision(answer.run, answer.role, facts) if answer.made else _safe(facts)
-    _record(service, decision, shadowed)
+    _record(service, decision, shadowed, tracing.decided(decision, answer.run))
     return DecisionResponse(
         **decision.model_dump(),
         shadow=shadowed,
@@ -256,7 +257,7 @@ def _safe(facts: Facts) -> Decision:
     return Decision.model_validate(answer | facts)
 
 
-def _record(service: Service, answer: Decision, shadow: Decision | None) -> None:
+def _record(service: Service, answer: Decision, shadow: Decision | None, trace_id: str | None) -> None:
     model_id = f"{answer.model}/{answer.model_version}"
     service.telemetry.answered(model_id, answer.role, fallback=answer.fallback)
     if shadow is not None and shadow.action != answer.action:
@@ -275,4 +276,5 @@ def _record(service: Service, answer: Decision, shadow: Decision | None) -> None
         epoch=answer.epoch,
         fallback=answer.fallback,
         shadow_action=shadow.action_name if shadow else None,
+        **({"trace_id": trace_id} if trace_id else {}),
     )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import defaultdict
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -19,8 +18,9 @@ import psutil
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
+from core import log as log_lines
 from core.errors import ModelError, RolloutError
-from core.settings import Settings
+from core.settings import Settings, Triggers
 from serving.batcher import Batcher, open_model
 from serving.follow import Follower
 from serving.guard import Guard
@@ -61,13 +61,13 @@ class Service:
         """
         self.settings = settings
         self.telemetry = Telemetry()
-        self.guard = Guard(settings.triggers)
+        self.guard = Guard(_share(settings.triggers, settings.serving.workers))
         self.live = Live(RolloutState())
         self._first_champion = champion
         self._prefect = prefect
         self._outbox: Outbox | None = None
         self._follower: Follower | None = None
-        self._loading: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._loading = asyncio.Lock()
         self._commands = asyncio.Lock()
         self._rollback: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -197,7 +197,7 @@ class Service:
 
     async def _loaded(self, model_id: str) -> Batcher:
         """The model, loaded if it is not, once however many ask; kept if it is still wanted. Raises ModelError."""
-        async with self._loading[model_id]:
+        async with self._loading:
             model = self.live.model(model_id)
             if model is not None:
                 return model
@@ -333,7 +333,7 @@ class Service:
         while True:
             self._tick_memory()
             self.telemetry.alerts(self._alerts())
-            self.telemetry.watched(self.live.models)
+            self.telemetry.watched(self.live.models, log_lines.dropped_lines())
             if self._follower is not None:
                 self.telemetry.state_age.set(self._follower.age_s)
             self.judge()
@@ -366,6 +366,11 @@ def _of_a_market(model: Batcher) -> Batcher:
 
 def _needed(state: RolloutState) -> set[str]:
     return {name for name in (state.champion, state.challenger, state.fallback) if name is not None}
+
+
+def _share(triggers: Triggers, workers: int) -> Triggers:
+    """Every worker judges by what it sees, with its part of the error that all may make together (Bonferroni)."""
+    return triggers.model_copy(update={"performance_alpha": triggers.performance_alpha / workers})
 
 
 def _not_durable(error: SQLAlchemyError) -> RolloutError:

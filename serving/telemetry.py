@@ -126,6 +126,7 @@ class Telemetry:
         self._arm = cache(self._make_arm)
         self._answered = cache(self._make_answered)
         self._watched: set[str] = set()
+        self._lines_dropped = 0
 
     def ran(self, run: Run, role: str) -> None:
         """Count one run of a model; `role` is champion, challenger or shadow."""
@@ -157,8 +158,10 @@ class Telemetry:
         for phase in Phase:
             self.phase.labels(phase).set(float(phase is state.phase))
 
-    def watched(self, models: Mapping[str, Batcher]) -> None:
-        """What is looked at now and then: every loaded model's queue."""
+    def watched(self, models: Mapping[str, Batcher], lines_dropped: int) -> None:
+        """What is looked at now and then: every loaded model's queue, and the log's lost lines, ever."""
+        self.lines_dropped.inc(lines_dropped - self._lines_dropped)
+        self._lines_dropped = lines_dropped
         pending = dict.fromkeys(self._watched, 0) | {
             name: model.waiting + model.thinking for name, model in models.items()
         }
