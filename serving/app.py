@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from starlette.routing import Route
 
 from core.errors import HrmSystemError
@@ -15,7 +16,7 @@ from serving import openapi, problems
 from serving.auth import Authenticator
 from serving.door import Door
 from serving.outbox import prefect_api
-from serving.routes import BODIES, router
+from serving.routes import BODIES, ROUTES
 from serving.scopes import needs
 from serving.service import Service
 
@@ -40,11 +41,10 @@ def create_app(settings: Settings, *, champion: str | None = None) -> FastAPI:
         await service.close()
 
     authenticator = Authenticator(settings)
-    app = FastAPI(title="HRM trading: inference service", version="1", lifespan=lifespan)
+    app = FastAPI(title="HRM trading: inference service", version="1", lifespan=lifespan, routes=ROUTES)
     for page in app.routes:  # FastAPI's own: the OpenAPI document and its readers
-        if isinstance(page, Route):
+        if isinstance(page, Route) and not isinstance(page, APIRoute):
             needs(None)(page.endpoint)
-    app.include_router(router)
     app.add_middleware(
         Door,
         authenticator=authenticator,

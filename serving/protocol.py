@@ -7,13 +7,12 @@ outputs  action INT64 [B], quantity FP64 [B], probabilities FP64 [B, 5], value F
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from fastapi.exceptions import RequestValidationError
-from starlette.requests import Request
-from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from core.actions import N_ACTIONS
 from core.errors import DataError, ModelError
@@ -40,22 +39,17 @@ OUTPUTS = {
 class ProtocolRoute(PlainRoute):
     """Failures as the protocol has them: 400 for what breaks it, 404 for a model that is not there."""
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        endpoint = super().get_route_handler()
-
-        async def handler(request: Request) -> Response:
-            try:
-                return await endpoint(request)
-            except RequestValidationError as error:
-                return answer(describe_invalid(error.errors(), 400))
-            except DataError as error:
-                return problem(400, error.code, str(error))
-            except ModelError as error:
-                if error.code not in MISSING_CODES:
-                    raise
-                return problem(404, error.code, str(error))
-
-        return handler
+    async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().serve(scope, receive, send)
+        except RequestValidationError as error:
+            await answer(describe_invalid(error.errors(), 400))(scope, receive, send)
+        except DataError as error:
+            await problem(400, error.code, str(error))(scope, receive, send)
+        except ModelError as error:
+            if error.code not in MISSING_CODES:
+                raise
+            await problem(404, error.code, str(error))(scope, receive, send)
 
 
 def named(service: Service, name: str, version: str | None = None) -> Batcher:

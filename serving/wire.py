@@ -25,16 +25,15 @@ SHORTEST_MS = 0.001  # a deadline that has passed is still a deadline
 def from_raw(body: bytes, fields: RawFields, schema: ObservationSchema) -> Question:
     """Raises DataError for a body that is not of the schema's size, or not finite."""
     W, F, A = schema.window, len(schema.bar_features), len(schema.account_features)
-    bars, champion, challenger = np.split(_numbers(body, fields, W * F, A), (W * F, W * F + A))
-    for name, numbers in (("bars", bars), ("champion", champion), ("challenger", challenger)):
-        require_bounded(name, numbers)
+    numbers = _numbers(body, fields, W * F, A)
+    require_bounded("body", numbers)
     own = fields.challenger_position
     return Question(
         symbol=fields.symbol,
-        bars=bars.reshape(W, F),
+        bars=numbers[: W * F].reshape(W, F),
         complexity=fields.complexity,
-        champion=Account(champion, fields.position),
-        challenger=None if own is None else Account(challenger, own),
+        champion=Account(numbers[W * F : W * F + A], fields.position),
+        challenger=None if own is None else Account(numbers[W * F + A :], own),
         request_id=fields.request_id or fresh_id(),
         deadline=deadline_in(fields.deadline_ms),
     )

@@ -11,7 +11,7 @@ from fastapi.routing import iter_route_contexts
 
 from flows.drill_models import FAULT_LEVEL, SCHEMA
 from flows.service_process import ServiceProcess
-from serving.routes import router
+from serving.routes import ROUTES as APP_ROUTES
 
 W, F, A = SCHEMA.window, len(SCHEMA.bar_features), len(SCHEMA.account_features)
 PROBLEM = "application/problem+json"
@@ -39,7 +39,7 @@ def fresh_challenger(running: ServiceProcess, http: httpx.Client, request: pytes
 
 ROUTES = sorted(
     (method, route.path or "", route.endpoint.__access__.local)
-    for route in iter_route_contexts(router.routes)
+    for route in iter_route_contexts(APP_ROUTES)
     for method in route.methods or ()
 )
 
