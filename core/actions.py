@@ -52,3 +52,8 @@ def legal_actions(position_sign: NDArray[np.integer] | int) -> NDArray[np.bool_]
     """Mask of legal actions, shape (*position_sign.shape, 5), for position signs in {-1, 0, +1}."""
     mask: NDArray[np.bool_] = LEGAL[np.asarray(position_sign) + 1]
     return mask
+
+
+def go_flat(position: int) -> tuple[Action, float]:
+    """The rule that needs no model: close what is held, HOLD where nothing is."""
+    return Action(int(ACTION_OF[position + 1, 1])), 1.0

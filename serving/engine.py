@@ -22,7 +22,7 @@ from serving.device import DeviceSlots
 from serving.graph import GPU_PROVIDERS, Graph, expected_inputs
 from serving.reasoning import UNLIMITED, Arrays, Decisions, Reasoning, concatenate
 from serving.slots import HostSlots
-from serving.store import StoredModel, load_version
+from serving.store import ONNX, StoredModel, load_version
 
 GOLDEN_TOLERANCE = 1e-3
 # Rows in one run of a large offline batch. A CPU is no faster with more, and pieces keep several cores busy.
@@ -36,6 +36,7 @@ class Engine:
         """Raises ModelError when the graph does not load, does not fit its manifest or misses its goldens."""
         self.id = model.id
         self.manifest = model.manifest
+        self.manifest_sha256, self.onnx_sha256 = model.manifest_sha256, model.manifest.files[ONNX].sha256
         self.row_shapes = model.manifest.observation.row_shapes  # of what a caller gives for one row
         self._graph = Graph(model, serving)
         self.provider = self._graph.provider

@@ -35,6 +35,7 @@ class StoredModel:
     """A verified version in memory. `golden` holds `in_<name>` and `out_<name>` arrays."""
 
     manifest: ModelManifest
+    manifest_sha256: str  # of manifest.json
     onnx: bytes
     golden: Mapping[str, NDArray[np.generic]]
 
@@ -46,7 +47,8 @@ class StoredModel:
 def load_version(store: Path, model_id: str, *, size_limit_mb: float) -> StoredModel:
     """Read and verify `<store>/<name>/<version>/`. Raises ModelError naming the file and the remedy."""
     folder = _folder(store, model_id)
-    manifest = _manifest(_signed(folder, trusted_keys(keys_beside(store))), folder, model_id)
+    described = _signed(folder, trusted_keys(keys_beside(store)))
+    manifest = _manifest(described, folder, model_id)
     missing = {ONNX, GOLDEN} - manifest.files.keys()
     if missing:
         raise ModelError(
@@ -56,7 +58,7 @@ def load_version(store: Path, model_id: str, *, size_limit_mb: float) -> StoredM
     onnx = _read_verified(folder, ONNX, manifest, size_limit_mb)
     golden = _read_verified(folder, GOLDEN, manifest, size_limit_mb)
     require_self_contained(onnx, str(folder / ONNX))
-    return StoredModel(manifest, onnx, _arrays(folder / GOLDEN, golden))
+    return StoredModel(manifest, sha256_hex(described), onnx, _arrays(folder / GOLDEN, golden))
 
 
 def sign_version(store: Path, model_id: str, *, size_limit_mb: float) -> ModelManifest:
