@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
-from fastapi.routing import APIRoute
 from starlette.routing import Route
 
 from core.errors import HrmSystemError
@@ -42,9 +41,10 @@ def create_app(settings: Settings, *, champion: str | None = None) -> FastAPI:
 
     authenticator = Authenticator(settings)
     app = FastAPI(title="HRM trading: inference service", version="1", lifespan=lifespan, routes=ROUTES)
-    for page in app.routes:  # FastAPI's own: the OpenAPI document and its readers
-        if isinstance(page, Route) and not isinstance(page, APIRoute):
-            needs(None)(page.endpoint)
+    pages = {app.openapi_url, app.docs_url, app.redoc_url, app.swagger_ui_oauth2_redirect_url}  # FastAPI's own
+    for route in app.routes:
+        if isinstance(route, Route) and route.path in pages:
+            needs(None)(route.endpoint)
     app.add_middleware(
         Door,
         authenticator=authenticator,

@@ -17,7 +17,6 @@ from serving.keys import PREFIX, KeyRing
 from serving.scopes import Principal, Scope, Unknown
 from serving.tokens import TokenVerifier
 
-OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready", "/metrics"})  # on loopback
 TOKEN_FILE = "api_token"  # noqa: S105 - a file name
 MIN_TOKEN_LENGTH = 16
 LOCAL = Principal("local", frozenset({Scope.ADMIN}))
