@@ -20,6 +20,7 @@ from core.log import configure_service_logging
 from core.settings import Settings, load_settings
 from serving import telemetry, tracing
 from serving.app import create_app
+from serving.http import Http
 from serving.rollout import RolloutStore
 from serving.workers import Gate, supervise
 
@@ -81,6 +82,7 @@ def _serve(
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
     config = uvicorn.Config(
         _around(app, opened),
+        http=Http,
         log_config=None,
         access_log=False,
         ws="none",
