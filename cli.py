@@ -23,7 +23,7 @@ from core.errors import ConfigError, HrmSystemError
 from core.log import configure_logging, configure_service_logging
 from core.manifest import Storage
 from core.settings import Settings, load_settings
-from flows import backtest_commands, baseline_commands, data_commands, key_commands
+from flows import backtest_commands, baseline_commands, book_commands, data_commands, key_commands
 from flows.options import AsJson, Data, Preset, Seed, existing
 from flows.terminal import answer, disk_problem, fail
 
@@ -35,6 +35,7 @@ app.add_typer(rollout_app, name="rollout")
 app.add_typer(data_commands.app, name="data")
 app.add_typer(bench.app, name="bench")
 app.add_typer(baseline_commands.app, name="baseline")
+app.add_typer(book_commands.app, name="book")
 app.add_typer(key_commands.app, name="keys")
 app.add_typer(key_commands.models_app, name="models")
 app.command()(backtest_commands.backtest)

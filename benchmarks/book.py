@@ -21,7 +21,8 @@ from torch import Tensor
 from benchmarks.intervals import named, over_seeds
 from core.settings import Settings
 from flows import book_training
-from flows.book_sampler import BookSampler, book_of
+from flows.book_publishing import EXACT, score_of
+from flows.book_sampler import BookSampler, arrays_of, book_of
 from flows.book_training import SEGMENTS, TEMPERATURE, TEST_SEED, book_settings, staying_put, think
 from flows.training_clock import over_trainings
 from hrm import control
@@ -37,7 +38,6 @@ from trading.bootstrap import Interval
 TEST_ROWS = {"cuda": 32_768, "cpu": 2048}
 RULE_ROWS = 2048  # of the test instances, for the heuristics: the relaxation takes 2 ms each
 OTHER_SIZES = {12: 1024, 16: 512}  # instruments: instances; the model has seen books of 8 only
-EXACT = 1e-4  # utilities in float32 that are closer than this are the same
 RULES = {
     "greedy": book_rules.greedy,
     "relax_and_round": book_rules.relax_and_round,
@@ -127,13 +127,6 @@ def answers(model: BookModel, test: Test) -> Answers:
     )
 
 
-def score_of(gain: Floats, attainable: Floats) -> Interval:
-    """Share of the attainable gain, with the delta method's interval over instances."""
-    score = float(gain.sum() / attainable.sum())
-    half = 1.96 * float((gain - score * attainable).std() / np.sqrt(len(gain)) / attainable.mean())
-    return Interval(score, score - half, score + half)
-
-
 def _summary(found: list[Answers], test: Test) -> dict[str, Any]:
     """At full depth: as answered, and after the repair of infeasible answers."""
     scores = [score_of(one.by_segments[-1], test.attainable) for one in found]
@@ -174,13 +167,7 @@ def _other_size(model: BookModel, instruments: int, rows: int) -> dict[str, floa
     started = time.perf_counter()
     optimum = solve(book)
     solve_ms = 1e3 * (time.perf_counter() - started) / rows
-    device = training_device()
-    columns = (book.mu, book.loadings, book.variance, book.cost, book.position)
-    stacked = np.concatenate([c if c.ndim == 3 else c[..., None] for c in columns], axis=2)
-    batch = {
-        "instruments": torch.from_numpy(stacked).float().to(device),
-        "limits": torch.from_numpy(book.limits).float().to(device),
-    }
+    batch = {name: torch.from_numpy(array).to(training_device()) for name, array in arrays_of(book).items()}
     targets = think(model.of(instruments), batch, SEGMENTS)[-1].targets.cpu().numpy()
     best = gains(book, optimum.targets)
     return {

@@ -227,6 +227,7 @@ class Gates(Section):
     gradual_migration: tuple[Limit, ...]
     full_deployment: tuple[Limit, ...]
     export: tuple[Limit, ...]
+    book: tuple[Limit, ...]
 
 
 class Rollout(Section):

@@ -11,6 +11,7 @@ from itertools import product
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from core.errors import DataError
@@ -53,6 +54,13 @@ def book_of(batch: Batch) -> Book:
         gross=whole[:, 0],
         net=whole[:, 1],
     )
+
+
+def arrays_of(book: Book) -> dict[str, NDArray[np.float32]]:
+    """The other way: a model's inputs, `instruments` [B, K, 4 + F] and `limits` [B, 2]."""
+    own = [column[..., None] for column in (book.mu, book.variance, book.cost, book.position)]
+    instruments = np.concatenate([own[0], book.loadings, *own[1:]], axis=2)
+    return {"instruments": instruments.astype(np.float32), "limits": book.limits.astype(np.float32)}
 
 
 def _exact(drawn: Batch) -> Tensor:

@@ -26,6 +26,7 @@ from hrm.trainer import DeepSupervisionTrainer
 from trading.book import BookLaw
 
 SEGMENTS = 16
+CPU_ROWS = 64  # of a step there: in minutes, more steps are worth more than larger ones
 VALIDATION_ROWS = {"cuda": 8192, "cpu": 512}
 TEST_SEED = 1_000_000  # far from those of trainings
 TEMPERATURE, TOLERANCE = 0.03, 0.01  # of the labels, and what an answer may miss and be right; units of utility
@@ -55,9 +56,15 @@ def book_settings(settings: Settings) -> Settings:
         update={
             "hierarchical_reasoning_model": changed,
             "deep_supervision": supervision,
+            "performance": settings.performance.model_copy(update={"batch_size": _rows(settings)}),
             "training_params": settings.training_params.model_copy(update={"hrm": training}),
         }
     )
+
+
+def _rows(settings: Settings) -> int:
+    rows = settings.performance.batch_size
+    return rows if training_device().type == "cuda" else min(rows, CPU_ROWS)
 
 
 def train(
