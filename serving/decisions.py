@@ -1,143 +1,150 @@
-"""One decision: route, run, fall back, answer. No decision is ever lost.
+"""One decision: route, run, fall back, record, answer. No decision is ever lost.
 
     routed model ──fails, too slow, or rolled back meanwhile──> stable model ──fails──> HOLD, 1.0
 
 The stable model of a fall-back decides on the account of the arm that was routed: that is the position at stake.
 A decision is made and given out under one epoch. If who decides changes in between it is made anew, on that account.
 The other arm runs at the same time, on its own threads; the answer waits for it no longer than the inference time
-limit.
+limit. On the lower rungs of the ladder (serving/ladder.py) others are asked, and no shadow adds to the load.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import structlog
 
-from core.actions import SAFE_DECISION, Action
 from core.errors import ModelError
 from serving import tracing
-from serving.batcher import Batcher, Observation, Run
-from serving.question import Account, Question
-from serving.routing import Role, route
+from serving.answers import Arm, Facts, by_model, by_rule, record
+from serving.attempts import Attempt, arms, attempts, rungs
+from serving.batcher import Observation, Run
+from serving.ladder import Rung
+from serving.question import Question
+from serving.reasoning import UNLIMITED
+from serving.routing import Role
 from serving.schemas import Decision, DecisionResponse
-from serving.service import Live, Service
+from serving.service import Service
 
 log = structlog.get_logger()
-
-Facts = dict[str, Any]  # fields of a Decision
 
 SHED = frozenset({"overloaded", "shutting_down"})  # 503: late would be worse than not at all
 SHADOW_QUEUE = 32  # waiting shadow runs beyond which new ones are skipped: they only help while they are fresh
 
 
 @dataclass(frozen=True)
-class _Try:
-    """A model that may answer, and in which role."""
+class _Asked:
+    """On whose account a model is asked, on which rung, and what its run is counted as."""
 
-    model: Batcher
-    role: Role
-
-    @property
-    def id(self) -> str:
-        return self.model.engine.id
+    at_stake: Role
+    rung: Rung
+    label: str
 
 
 @dataclass(frozen=True)
 class _Answer:
-    """Who answered, under which epoch; the last run tried has no decisions when no model could."""
+    """Who was asked, under which epoch and on which rung; nobody where a rule decides."""
 
     epoch: int
-    role: Role
-    run: Run
+    rung: Rung
+    tried: tuple[tuple[Attempt, Run], ...]
 
     @property
-    def made(self) -> bool:
-        return self.run.decisions is not None
+    def run(self) -> Run | None:
+        return self.tried[-1][1] if self.tried else None
+
+    @property
+    def by(self) -> Attempt | None:
+        """The model that decided: the last that was asked, or none did."""
+        return self.tried[-1][0] if self.run is not None and self.run.decisions is not None else None
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """All there is to say of one question."""
+
+    question: Question
+    started: float  # perf_counter, s
+    epoch: int  # when it came
+    routed: Attempt
+    other: Attempt | None
+    answer: _Answer
+    shadow: Run | None
+    waited_ms: float
 
 
 async def decide(service: Service, question: Question) -> DecisionResponse:
     """Raises ModelError `not_ready` without a champion, `overloaded` where the answer would come too late, and
     DataError on shapes that are not the model's.
     """
+    outcome = await _ask(service, question)
+    answer, other = outcome.answer, outcome.other
+    failed = answer.run is not None and answer.by is None
+    service.ladder.observe(answer.rung, outcome.started, outcome.waited_ms + service.lag_ms, failed=failed)
+    if answer.run is not None and answer.run.error_code in SHED:
+        raise ModelError(str(answer.run.error), code=answer.run.error_code, retryable=True)
+    decision, shadowed = _decision(outcome), _shadow_decision(outcome)
+    trace_id = tracing.decided(decision, answer.run)
+    decision_id, recorded = _put_on_record(service, outcome, (decision, shadowed), trace_id)
+    response = DecisionResponse(
+        **decision.model_dump(),
+        decision_id=decision_id,
+        recorded=recorded,
+        rung=answer.rung.label,
+        shadow=shadowed,
+        shadow_missing=_why_missing(answer.rung, outcome.shadow) if other is not None and shadowed is None else None,
+        shadow_latency_ms=_shadow_ms(outcome.shadow, outcome.waited_ms) if other is not None else None,
+    )
+    _tell(service, response, trace_id)
+    return response
+
+
+async def _ask(service: Service, question: Question) -> _Outcome:
     started = time.perf_counter()
     live = service.live
-    routed, other = _arms(service, live, question.symbol)
+    routed, other = arms(service, live, question.symbol)
     question.require(routed.model.engine.manifest.market, routed.id)
-    facts: Facts = {"request_id": question.request_id, "symbol": question.symbol}
+    _step(service)
+    _start_probe(service, routed, question)
     failed_too: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
     shadow = _start_shadow(service, other, question, failed_too)
     try:
-        answer = await _answer(service, live, routed.role, question, failed_too)
+        answer = await _answer(service, question, routed.role, failed_too)
     finally:
         if not failed_too.done():  # the request broke off: nothing excuses a failure of the shadow
             failed_too.set_result(False)
     shadow_run = await _await_shadow(service, shadow, started)
     while service.live.state.epoch != answer.epoch:  # at most once per change, and changes are rare
-        answer = await _answer(service, service.live, routed.role, question)
-    if answer.run.error_code in SHED:
-        raise ModelError(str(answer.run.error), code=answer.run.error_code, retryable=True)
+        _step(service)
+        answer = await _answer(service, question, routed.role)
     waited_ms = (time.perf_counter() - started) * 1e3
-    shadowed = _shadow_decision(other, shadow_run, facts | {"fallback": False, "epoch": live.state.epoch})
-    facts |= {
-        "latency_ms": waited_ms,
-        "epoch": answer.epoch,
-        "fallback": not answer.made or answer.run.model_id != routed.id,
-    }
-    decision = _decision(answer.run, answer.role, facts) if answer.made else _safe(facts)
-    _record(service, decision, shadowed, tracing.decided(decision, answer.run))
-    return DecisionResponse(
-        **decision.model_dump(),
-        shadow=shadowed,
-        shadow_missing=_why_missing(shadow_run) if other is not None and shadowed is None else None,
-        shadow_latency_ms=_shadow_ms(shadow_run, waited_ms) if other is not None else None,
-    )
+    return _Outcome(question, started, live.state.epoch, routed, other, answer, shadow_run, waited_ms)
 
 
-def _arms(service: Service, live: Live, symbol: str) -> tuple[_Try, _Try | None]:
-    """The routed arm and, while there is a challenger, the other one."""
-    champion, challenger = live.champion, live.model(live.state.challenger)
-    if champion is None:
-        raise ModelError("no champion is loaded; start the service with one, or a rollout", code="not_ready")
-    stable = _Try(champion, "champion")
-    if challenger is None:
-        return stable, None
-    candidate = _Try(challenger, "challenger")
-    weight = 0 if service.blind else live.state.weight
-    if route(symbol, weight, service.settings.rollout.salt) == "challenger":
-        return candidate, stable
-    return stable, candidate
-
-
-def _stable(live: Live, routed: _Try) -> _Try | None:
-    """Who answers when the routed model does not: the champion, or after a promotion the one before it."""
-    if routed.role == "challenger":
-        return _Try(live.champion, "champion") if live.champion else None
-    fallback = live.model(live.state.fallback)
-    return _Try(fallback, "champion") if fallback not in (None, routed.model) else None
+def _step(service: Service) -> None:
+    """Let the ladder take the step that is due."""
+    change = service.ladder.advance(rungs(service.live))
+    if change is not None:
+        service.telemetry.stepped(change)
+        log.warning("ladder", before=change.before.label, after=change.after.label, reason=change.reason)
 
 
 async def _answer(
-    service: Service,
-    live: Live,
-    at_stake: Role,
-    question: Question,
-    failed_too: asyncio.Future[bool] | None = None,
+    service: Service, question: Question, at_stake: Role, failed_too: asyncio.Future[bool] | None = None
 ) -> _Answer:
-    """The answer of whoever decides under `live`, on the account of the arm `at_stake`. Tells `failed_too` at once.
+    """The answer of whoever decides now, on the account of the arm `at_stake`. Tells `failed_too` at once.
 
-    The epoch is that of `live`: if who decides changes while a model thinks, the caller sees it and asks again.
+    The epoch is that of now: if who decides changes while a model thinks, the caller sees it and asks again.
     """
-    routed, _ = _arms(service, live, question.symbol)
-    account = question.account(at_stake)
-    tried: list[tuple[_Try, Run]] = []
-    for attempt in (routed, _stable(live, routed)):
-        if attempt is None:
-            continue
-        run = await _run(service, attempt, account, question, attempt.role)
+    live, rung = service.live, service.ladder.rung
+    routed, _ = arms(service, live, question.symbol)
+    tried: list[tuple[Attempt, Run]] = []
+    for attempt in attempts(live, routed, rung):
+        run = await _run(service, attempt, question, _Asked(at_stake, rung, attempt.role))
         tried.append((attempt, run))
         if failed_too is not None and not failed_too.done():
             failed_too.set_result(run.failed)
@@ -146,20 +153,41 @@ async def _answer(
     shared = len(tried) > 1 and all(run.failed for _, run in tried)
     for attempt, run in tried:
         _show_guard(service, attempt, run, excused=shared)
-    attempt, run = tried[-1]
-    return _Answer(live.state.epoch, attempt.role, run)
+    return _Answer(live.state.epoch, rung, tuple(tried))
 
 
-async def _run(service: Service, attempt: _Try, account: Account, question: Question, label: str) -> Run:
+def _start_probe(service: Service, routed: Attempt, question: Question) -> None:
+    """Try the rung above beside this decision, if it is time to."""
+    rung = service.ladder.probe(rungs(service.live))
+    if rung is not None:
+        service.spawn(_probe(service, rung, routed, question))
+
+
+async def _probe(service: Service, rung: Rung, routed: Attempt, question: Question) -> None:
+    started, failed = time.perf_counter(), True
+    try:
+        asked = attempts(service.live, routed, rung)[:1]
+        for attempt in asked:
+            run = await _run(service, attempt, question, _Asked(routed.role, rung, "probe"))
+            failed = run.decisions is None
+            _show_guard(service, attempt, run, excused=False)
+        failed = failed and bool(asked)  # a rule does not fail
+    finally:
+        waited_ms = (time.perf_counter() - started) * 1e3
+        service.ladder.probed(rung, waited_ms + service.lag_ms, failed=failed)
+
+
+async def _run(service: Service, attempt: Attempt, question: Question, asked: _Asked) -> Run:
+    account = question.account(asked.at_stake)
     row = Observation(question.bars, account.features, question.complexity, account.position)
-    run = await attempt.model.run(row, question.deadline)
-    service.telemetry.ran(run, label)
+    run = await attempt.model.run(row, question.deadline, attempt.cap(asked.rung, question.complexity))
+    service.telemetry.ran(run, asked.label)
     if run.error is not None:
         log.warning("run_without_answer", model=run.model_id, code=run.error_code, error=run.error)
     return run
 
 
-def _show_guard(service: Service, attempt: _Try, run: Run, *, excused: bool) -> None:
+def _show_guard(service: Service, attempt: Attempt, run: Run, *, excused: bool) -> None:
     """Let the guard see a run; a verdict takes effect before this returns.
 
     A failure that both arms share on one request is `excused`: it tells of the input, not of one of the models.
@@ -173,9 +201,9 @@ def _show_guard(service: Service, attempt: _Try, run: Run, *, excused: bool) -> 
 
 
 def _start_shadow(
-    service: Service, other: _Try | None, question: Question, failed_too: asyncio.Future[bool]
+    service: Service, other: Attempt | None, question: Question, failed_too: asyncio.Future[bool]
 ) -> asyncio.Task[Run] | None:
-    if other is None:
+    if other is None or service.ladder.rung is not Rung.FULL:
         return None
     if other.model.waiting >= SHADOW_QUEUE:
         service.telemetry.shadow_missed.inc()
@@ -183,8 +211,8 @@ def _start_shadow(
     return service.spawn(_shadow(service, other, question, failed_too))
 
 
-async def _shadow(service: Service, other: _Try, question: Question, failed_too: asyncio.Future[bool]) -> Run:
-    run = await _run(service, other, question.account(other.role), question, "shadow")
+async def _shadow(service: Service, other: Attempt, question: Question, failed_too: asyncio.Future[bool]) -> Run:
+    run = await _run(service, other, question, _Asked(other.role, Rung.FULL, "shadow"))
     _show_guard(service, other, run, excused=run.failed and await failed_too)
     return run
 
@@ -202,7 +230,9 @@ async def _await_shadow(service: Service, shadow: asyncio.Task[Run] | None, star
     return shadow.result()
 
 
-def _why_missing(shadow_run: Run | None) -> Literal["late", "failed"]:
+def _why_missing(rung: Rung, shadow_run: Run | None) -> Literal["late", "failed", "degraded"]:
+    if rung is not Rung.FULL:
+        return "degraded"
     return "failed" if shadow_run is not None and shadow_run.failed else "late"
 
 
@@ -211,59 +241,66 @@ def _shadow_ms(shadow_run: Run | None, waited_ms: float) -> float:
     return waited_ms if shadow_run is None else shadow_run.latency_ms
 
 
-def _shadow_decision(other: _Try | None, shadow_run: Run | None, facts: Facts) -> Decision | None:
-    if other is None or shadow_run is None or shadow_run.decisions is None:
+def _decision(outcome: _Outcome) -> Decision:
+    answer, question = outcome.answer, outcome.question
+    facts: Facts = {
+        "request_id": question.request_id,
+        "symbol": question.symbol,
+        "latency_ms": outcome.waited_ms,
+        "epoch": answer.epoch,
+        "fallback": answer.by is None or answer.by.id != outcome.routed.id,
+    }
+    if answer.by is None or answer.run is None:
+        return by_rule(answer.rung, question.account(outcome.routed.role).position, facts)
+    return by_model(answer.run, answer.by.role, facts)
+
+
+def _shadow_decision(outcome: _Outcome) -> Decision | None:
+    other, run = outcome.other, outcome.shadow
+    if other is None or run is None or run.decisions is None:
         return None
-    return _decision(shadow_run, other.role, facts | {"latency_ms": shadow_run.latency_ms})
-
-
-def _decision(run: Run, role: Role, facts: Facts) -> Decision:
-    assert run.decisions is not None  # noqa: S101 - callers checked; for the type checker
-    made = run.decisions
-    name, version = run.model_id.split("/")
-    action = Action(int(made.action[0]))
-    answer: Facts = {
-        "action": int(action),
-        "action_name": action.name,
-        "quantity": float(made.quantity[0]),
-        "probabilities": made.probabilities[0].tolist(),
-        "value": float(made.value[0]),
-        "segments": int(made.segments[0]),
-        "halt_reason": made.halt_reason[0],
-        "model": name,
-        "model_version": version,
-        "provider": run.provider,
-        "role": role,
+    facts: Facts = {
+        "request_id": outcome.question.request_id,
+        "symbol": outcome.question.symbol,
+        "latency_ms": run.latency_ms,
+        "epoch": outcome.epoch,
+        "fallback": False,
     }
-    return Decision.model_validate(answer | facts)
+    return by_model(run, other.role, facts)
 
 
-def _safe(facts: Facts) -> Decision:
-    """HOLD, 1.0: what is answered when no model could (seed 2.4.1). It names no model, because none decided."""
-    action, quantity = SAFE_DECISION
-    answer: Facts = {
-        "action": int(action),
-        "action_name": action.name,
-        "quantity": quantity,
-        "probabilities": [float(other is action) for other in Action],
-        "value": 0.0,
-        "segments": 0,
-        "halt_reason": "no_model_answered",
-        "model": "none",
-        "model_version": "none",
-        "provider": None,
-        "role": "safe",
-    }
-    return Decision.model_validate(answer | facts)
+def _put_on_record(
+    service: Service, outcome: _Outcome, made: tuple[Decision, Decision | None], trace_id: str | None
+) -> tuple[str, bool]:
+    """The decision's id, and whether it is on record. Nothing is awaited: what is recorded is what is given out."""
+    question, answer, other = outcome.question, outcome.answer, outcome.other
+    decision, shadowed = made
+    cap = answer.by.cap(answer.rung, question.complexity) if answer.by is not None else UNLIMITED
+    decision_id, at = service.records.new_id()
+    kept = record(
+        question,
+        Arm(decision, answer.by, outcome.routed.role, cap),
+        Arm(shadowed, other, other.role) if shadowed is not None and other is not None else None,
+        decision_id=decision_id,
+        at=at,
+        trace_id=trace_id,
+        rung=answer.rung.label,
+        deadline_ms=None if question.deadline == math.inf else (question.deadline - outcome.started) * 1e3,
+        errors={attempt.id: run.error_code for attempt, run in answer.tried if run.error_code is not None},
+    )
+    recorded = service.records.write(kept)
+    service.telemetry.recorded(recorded)
+    return decision_id, recorded
 
 
-def _record(service: Service, answer: Decision, shadow: Decision | None, trace_id: str | None) -> None:
+def _tell(service: Service, answer: DecisionResponse, trace_id: str | None) -> None:
     model_id = f"{answer.model}/{answer.model_version}"
     service.telemetry.answered(model_id, answer.role, fallback=answer.fallback)
-    if shadow is not None and shadow.action != answer.action:
+    if answer.shadow is not None and answer.shadow.action != answer.action:
         service.telemetry.disagreements.inc()
     log.info(
         "decision",
+        decision_id=answer.decision_id,
         request_id=answer.request_id,
         symbol=answer.symbol,
         model=model_id,
@@ -274,7 +311,9 @@ def _record(service: Service, answer: Decision, shadow: Decision | None, trace_i
         halt_reason=answer.halt_reason,
         latency_ms=round(answer.latency_ms, 3),
         epoch=answer.epoch,
+        rung=answer.rung,
         fallback=answer.fallback,
-        shadow_action=shadow.action_name if shadow else None,
+        recorded=answer.recorded,
+        shadow_action=answer.shadow.action_name if answer.shadow else None,
         **({"trace_id": trace_id} if trace_id else {}),
     )

@@ -37,6 +37,8 @@ async def health(service: Service) -> dict[str, object]:
             for name, check in checks.items()
         },
         "warnings": service.warnings(),
+        "ladder": service.ladder.statistics(),
+        "records": {"problem": service.records.problem},
         "timestamp": datetime.now(UTC).isoformat(),
     }
 

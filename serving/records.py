@@ -93,6 +93,7 @@ class Facts(_Closed):
     latency_ms: float
     fallback: bool
     errors: dict[str, str] = Field(description="models that were asked and did not answer, and the code of why")
+    trace_id: str | None = None
     answer: Answer
     shadow: Answer | None = None
 

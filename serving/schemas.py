@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field, Strict
 
 from core.errors import DataError
 from serving import question
+from serving.ladder import RungName
 from serving.question import FEATURE_MAX, Question, deadline_in, fresh_id
 from serving.transitions import Phase
 
@@ -146,9 +147,13 @@ class Decision(Message):
 
 
 class DecisionResponse(Decision):
+    decision_id: str = Field(description="of the decision's record: `hrm replay` decides it again; sorts by time")
+    recorded: bool = Field(description="false when the disk refused the record; the decision stands")
+    rung: RungName = Field(description="of the ladder: full, or who decided instead while the service could not do so")
     shadow: Decision | None = Field(description="the other arm's decision; no order may follow from it")
-    shadow_missing: Literal["late", "failed"] | None = Field(
-        description="why the other arm has no decision: not within the inference time limit, or the model failed"
+    shadow_missing: Literal["late", "failed", "degraded"] | None = Field(
+        description="why the other arm has no decision: not within the inference time limit, the model failed, or the "
+        "service is on a lower rung and asks nobody twice"
     )
     shadow_latency_ms: float | None = Field(
         description="the other arm's own time, or of a late one the time it has had so far; null without another arm"

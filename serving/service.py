@@ -24,7 +24,9 @@ from core.settings import Settings, Triggers
 from serving.batcher import Batcher, open_model
 from serving.follow import Follower
 from serving.guard import Guard
+from serving.ladder import Ladder, Rung
 from serving.outbox import Outbox, PrefectApi
+from serving.records import Records
 from serving.rollout import Event, RolloutStore
 from serving.telemetry import Telemetry
 from serving.transitions import Change, Command, Phase, RolloutState, transition
@@ -32,6 +34,7 @@ from serving.transitions import Change, Command, Phase, RolloutState, transition
 log = structlog.get_logger()
 
 TICK_S = 0.25
+TIDY_S = 1.0  # of decisions that a loss of power may cost their records
 RETRY_S = 0.25
 DURABLE_WAIT_S = 5.0  # how long the answer to an abort waits for the disk; the abort itself does not
 
@@ -62,6 +65,9 @@ class Service:
         self.settings = settings
         self.telemetry = Telemetry()
         self.guard = Guard(_share(settings.triggers, settings.serving.workers))
+        self.ladder = Ladder(settings.ladder, time.perf_counter)
+        self.records = Records(settings.paths.state_dir / "decisions", settings.records)
+        self.lag_ms = 0.0  # by which the event loop was late when it was last looked at
         self.live = Live(RolloutState())
         self._first_champion = champion
         self._prefect = prefect
@@ -90,7 +96,9 @@ class Service:
         self._tick_memory()
         self._follower = Follower(file, self.sync)
         self.spawn(self._follower.run())
+        self.telemetry.stands_on(self.ladder.rung)
         self.spawn(self._watch())
+        self.spawn(self._tidy())
         if self._outbox is not None:
             self.spawn(self._outbox.run())
 
@@ -103,6 +111,7 @@ class Service:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self.store.close()
+        self.records.close()
 
     async def command(self, change: Change, expected_version: int | None = None) -> Live:
         """Carry out a rollout command. Raises RolloutError (409, or 503 if the disk refuses) or ModelError."""
@@ -337,7 +346,14 @@ class Service:
             if self._follower is not None:
                 self.telemetry.state_age.set(self._follower.age_s)
             self.judge()
+            due = time.perf_counter() + TICK_S
             await asyncio.sleep(TICK_S)
+            self.lag_ms = max(0.0, (time.perf_counter() - due) * 1e3)
+
+    async def _tidy(self) -> None:
+        while True:
+            await asyncio.to_thread(self.records.tidy)
+            await asyncio.sleep(TIDY_S)
 
     def _tick_memory(self) -> None:
         resident = psutil.Process().memory_info().rss
@@ -354,6 +370,8 @@ class Service:
             "latency": enough and (statistics["p95_ms"] or 0.0) > alerts.latency_ms,
             "memory_warning": guard.rss_gb > alerts.memory_warning_gb,
             "memory_mitigation": guard.rss_gb > alerts.memory_mitigation_gb,
+            "degraded": self.ladder.rung is not Rung.FULL,
+            "unrecorded": self.records.problem is not None,
             "performance_drop": guard.performance.relative_drop() > alerts.performance_drop,
         }
 

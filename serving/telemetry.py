@@ -20,6 +20,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from core.errors import ConfigError
 from serving.batcher import Batcher, Run
+from serving.ladder import Rung, Transition
 from serving.transitions import Phase, RolloutState
 
 SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 1.0)
@@ -109,6 +110,9 @@ class Telemetry:
         self.refusals = counter("hrm_http_refused_total", "Requests refused before they were read", ("code",))
         self.disagreements = counter("hrm_shadow_disagreement_total", "Shadow decisions with another action")
         self.shadow_missed = counter("hrm_shadow_missed_total", "Shadow decisions that came too late to be answered")
+        self.records = counter("hrm_decision_records_total", "Decisions by whether they are on record", ("outcome",))
+        self.rung = gauge("hrm_ladder_rung", "1 for the rung that decides", ("rung",), of_workers="livemax")
+        self.transitions = counter("hrm_ladder_transitions_total", "Steps of the ladder", ("from", "to"))
         self.rollbacks = counter("hrm_rollback_total", "Rollbacks", ("trigger",))
         self.propagation = histogram(
             "hrm_rollback_propagation_seconds", "From rollback in memory to durable", (), Histogram.DEFAULT_BUCKETS
@@ -125,6 +129,7 @@ class Telemetry:
         # Caches of this object's own, so that two services of one process count apart.
         self._arm = cache(self._make_arm)
         self._answered = cache(self._make_answered)
+        self._recorded = {True: self.records.labels("recorded"), False: self.records.labels("failed")}
         self._watched: set[str] = set()
         self._lines_dropped = 0
 
@@ -151,6 +156,17 @@ class Telemetry:
     def refused(self, code: str) -> None:
         """Count a request that was refused at the door; `code` is the problem's."""
         self.refusals.labels(code).inc()
+
+    def recorded(self, on_record: bool) -> None:
+        self._recorded[on_record].inc()
+
+    def stands_on(self, rung: Rung) -> None:
+        for each in Rung:
+            self.rung.labels(each.label).set(float(each is rung))
+
+    def stepped(self, step: Transition) -> None:
+        self.transitions.labels(step.before.label, step.after.label).inc()
+        self.stands_on(step.after)
 
     def rollout(self, state: RolloutState) -> None:
         self.weight.set(state.weight / 100)

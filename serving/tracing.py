@@ -79,10 +79,10 @@ def traced(app: ASGIApp) -> ASGIApp:
     return with_parent
 
 
-def decided(decision: Decision, run: Run) -> str | None:
+def decided(decision: Decision, run: Run | None) -> str | None:
     """Export a decision that was made this moment; its trace id (32 hex digits), or None when nobody traces.
 
-    `run` is the last one, the answer's own unless no model answered.
+    `run` is the last one, the answer's own unless no model answered; None where none was asked.
     """
     if _provider is None:
         return None
@@ -90,15 +90,17 @@ def decided(decision: Decision, run: Run) -> str | None:
 
     now = time.time_ns()
     began = now - _ns(decision.latency_ms)
-    joined = now - _ns(run.latency_ms)
+    joined = now - _ns(run.latency_ms if run is not None else 0.0)
     span = _provider.get_tracer(__name__).start_span("decide", kind=SpanKind.SERVER, start_time=began)
     if span.is_recording():
         span.set_attributes(_attributes(decision))
-        span.add_event("queue", {"hrm.queued_ms": run.queued_ms}, timestamp=joined)
         if decision.fallback:
             span.add_event("fallback", {"hrm.role": decision.role}, timestamp=joined)
-        span.add_event("segments", {"hrm.segments": decision.segments, "hrm.think_ms": run.latency_ms}, timestamp=now)
-        if run.error_code is not None:
+        if run is not None:
+            span.add_event("queue", {"hrm.queued_ms": run.queued_ms}, timestamp=joined)
+            thought = {"hrm.segments": decision.segments, "hrm.think_ms": run.latency_ms}
+            span.add_event("segments", thought, timestamp=now)
+        if run is not None and run.error_code is not None:
             span.set_attribute("error.type", run.error_code)
             span.set_status(Status(StatusCode.ERROR, run.error))
         span.end(end_time=now)

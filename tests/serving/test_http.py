@@ -81,7 +81,7 @@ def test_a_decision_has_every_field_of_the_contract(http: httpx.Client) -> None:
     assert answer.keys() == {
         "request_id", "symbol", "action", "action_name", "quantity", "probabilities", "value", "segments",
         "halt_reason", "model", "model_version", "role", "latency_ms", "epoch", "fallback", "shadow", "shadow_missing",
-        "shadow_latency_ms", "provider",
+        "shadow_latency_ms", "provider", "decision_id", "recorded", "rung",
     }  # fmt: skip
     assert (answer["request_id"], answer["symbol"]) == ("r-1", "NIFTY50")
     assert (answer["action_name"], answer["role"], answer["model"]) == ("BUY_LONG", "champion", "ppo")
