@@ -62,7 +62,7 @@ def failures(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def described(
-    content: Mapping[str, Document], *, parameters: Sequence[Document] = (), required: bool = True
+    content: Mapping[str, Document] | None = None, *, parameters: Sequence[Document] = (), required: bool = True
 ) -> dict[str, Any]:
     """`openapi_extra=` of a plain route: its body by media type, and its parameters."""
     extra: dict[str, Any] = {"requestBody": {"content": dict(content), "required": required}} if content else {}

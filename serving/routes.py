@@ -104,4 +104,4 @@ ROUTES = [
     *models.routes,
     *routes_inference.router.routes,
 ]
-BODIES = (*routes_decisions.BODIES, *routes_inference.BODIES)
+BODIES = (*routes_decisions.BODIES, *routes_rollout.BODIES, *routes_inference.BODIES)

@@ -16,7 +16,7 @@ from core.observation import ObservationSchema
 from serving import examples
 from serving.decisions import decide
 from serving.openapi import RAW_BODY, described, failures, json_of, query_of
-from serving.plain import JSON, RAW, PlainRoute, found, media_type, parsed, query
+from serving.plain import JSON, RAW, PlainRoute, found, json, media_type, parsed, query
 from serving.problems import describe, describe_invalid, document
 from serving.question import Question
 from serving.schemas import (
@@ -66,7 +66,7 @@ async def post_decision(request: Request) -> Response:
         raise DataError(f"query: parameters are for {RAW}; JSON says everything in its body", code="request_invalid")
     else:
         question = parsed(DecisionRequest, body).question()
-    return _json(await decide(service, question))
+    return json(await decide(service, question))
 
 
 @router.post(
@@ -84,7 +84,7 @@ async def post_batch(request: Request) -> Response:
     service: Service = request.app.state.service
     media_type(request, JSON)
     questions = _questions(parsed(BatchRequest, await request.body()).decisions)
-    return _json(BatchResponse(results=await asyncio.gather(*(_item(service, question) for question in questions))))
+    return json(BatchResponse(results=await asyncio.gather(*(_item(service, question) for question in questions))))
 
 
 @router.post(
@@ -101,11 +101,7 @@ async def post_outcome(request: Request) -> Response:
     outcome = parsed(OutcomeRequest, await request.body())
     service.guard.performance.add(outcome.champion_bps, outcome.challenger_bps)
     service.judge()
-    return _json(OutcomeResponse(outcomes=service.guard.performance.outcomes, phase=service.live.state.phase))
-
-
-def _json(answer: DecisionResponse | BatchResponse | OutcomeResponse) -> Response:
-    return Response(answer.model_dump_json(), media_type=JSON)  # made here: nothing to validate
+    return json(OutcomeResponse(outcomes=service.guard.performance.outcomes, phase=service.live.state.phase))
 
 
 def _schema(service: Service) -> ObservationSchema:

@@ -59,7 +59,7 @@ router = APIRouter(route_class=ProtocolRoute, tags=["inference"])
 
 
 def serves(
-    method: str, *paths: str, answers: object, content: dict[str, Any] | None = None
+    method: str, *paths: str, answers: object, content: dict[str, Any] | None = None, required: bool = True
 ) -> Callable[[Endpoint], Endpoint]:
     """One endpoint under all its paths: with and without a version."""
 
@@ -72,7 +72,7 @@ def serves(
                 methods=[method],
                 response_model=answers,
                 responses=failures(*FAILURES[method], *((404,) if parameters else ())),
-                openapi_extra=described(content or {}, parameters=parameters),
+                openapi_extra=described(content, parameters=parameters, required=required),
             )
         return endpoint
 
@@ -150,7 +150,7 @@ async def post_infer(request: Request) -> Response:
     return _failure(failed) if failed is not None else _answer(model, asked, wanted, runs)
 
 
-@serves("POST", "/v2/repository/index", answers=list[IndexEntry], content=json_of(IndexRequest))
+@serves("POST", "/v2/repository/index", answers=list[IndexEntry], content=json_of(IndexRequest), required=False)
 @needs(Scope.MODELS_READ)
 async def post_index(request: Request) -> Response:
     """What the store holds, and what of it is loaded."""
@@ -162,7 +162,14 @@ async def post_index(request: Request) -> Response:
     return JSONResponse([entry for entry in entries if entry["state"] == "READY" or not only_ready])
 
 
-@serves("POST", STORED + "/load", STORED + "/{version}/load", answers=dict[str, str], content=json_of(LoadRequest))
+@serves(
+    "POST",
+    STORED + "/load",
+    STORED + "/{version}/load",
+    answers=dict[str, str],
+    content=json_of(LoadRequest),
+    required=False,
+)
 @needs(Scope.MODELS_WRITE)
 async def post_load(request: Request) -> Response:
     """Load a version beside the rollout's models; without one, the newest that the store holds."""
@@ -174,7 +181,14 @@ async def post_load(request: Request) -> Response:
     return JSONResponse({})
 
 
-@serves("POST", STORED + "/unload", STORED + "/{version}/unload", answers=dict[str, str], content=json_of(LoadRequest))
+@serves(
+    "POST",
+    STORED + "/unload",
+    STORED + "/{version}/unload",
+    answers=dict[str, str],
+    content=json_of(LoadRequest),
+    required=False,
+)
 @needs(Scope.MODELS_WRITE)
 async def post_unload(request: Request) -> Response:
     """Let go of a version that the rollout does not need; without one, of all versions that are loaded."""

@@ -4,97 +4,104 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
-from typing import Annotated
 
-from fastapi import APIRouter, Body, Depends, Query, Request
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
 
 from serving import examples
-from serving.openapi import failures
+from serving.openapi import described, failures, json_of, query_of
+from serving.plain import JSON, PlainRoute, json, media_type, parsed, query
 from serving.schemas import EventsQuery, EventsResponse, RolloutRequest, RolloutResponse, StartRequest
 from serving.scopes import Scope, needs
 from serving.service import Live, Service
 from serving.transitions import Change, Command
 
-router = APIRouter(prefix="/v1/rollout", tags=["rollout"])
-REFUSALS = failures(409, 503)
+router = APIRouter(prefix="/v1/rollout", tags=["rollout"], route_class=PlainRoute)
+BODIES = (RolloutRequest, StartRequest)
+REFUSALS = failures(409, 415, 422, 503)
+COMMAND_BODY = described(json_of(RolloutRequest, by_hand=examples.ABORT, fenced=examples.PROMOTE), required=False)
 
 
-async def _service(request: Request) -> Service:  # async: a plain function would cost a thread hop
-    service: Service = request.app.state.service
-    return service
-
-
-ServiceOf = Annotated[Service, Depends(_service)]
-StartBody = Annotated[StartRequest, Body(openapi_examples={"start": {"value": examples.START}})]
-CommandBody = Annotated[
-    RolloutRequest,
-    Body(
-        default_factory=RolloutRequest,
-        openapi_examples={"by hand": {"value": examples.ABORT}, "fenced": {"value": examples.PROMOTE}},
-    ),
-]
-
-
-@router.get("")
+@router.get("", response_model=RolloutResponse)
 @needs(Scope.ROLLOUT_READ)
-async def get_rollout(service: ServiceOf) -> RolloutResponse:
+async def get_rollout(request: Request) -> Response:
     """Phase, weight, champion and challenger, and what the guard has seen of them."""
-    return _rollout(service, service.live)
+    service: Service = request.app.state.service
+    return json(_rollout(service, service.live))
 
 
-@router.get("/events")
+@router.get(
+    "/events",
+    response_model=EventsResponse,
+    responses=failures(422),
+    openapi_extra=described(parameters=query_of(EventsQuery)),
+)
 @needs(Scope.ROLLOUT_READ)
-async def get_events(service: ServiceOf, query: Annotated[EventsQuery, Query()]) -> EventsResponse:
+async def get_events(request: Request) -> Response:
     """The append-only log: oldest first, at most 1000 with a version above `after`."""
-    return EventsResponse.model_validate({"events": [asdict(event) for event in service.events(query.after)]})
+    service: Service = request.app.state.service
+    events = service.events(query(EventsQuery, request).after)
+    return json(EventsResponse.model_validate({"events": [asdict(event) for event in events]}))
 
 
-@router.post("/start", responses=REFUSALS)
+@router.post(
+    "/start",
+    response_model=RolloutResponse,
+    responses=REFUSALS,
+    openapi_extra=described(json_of(StartRequest, start=examples.START)),
+)
 @needs(Scope.ROLLOUT_PROMOTE)
-async def post_start(service: ServiceOf, body: StartBody) -> RolloutResponse:
+async def post_start(request: Request) -> Response:
     """Load a challenger and evaluate it in the shadow; it decides nothing until `promote`."""
-    change = Change(Command.START, time.time(), body.reason, body.actor, body.champion, body.challenger)
-    return _rollout(service, await service.command(change, body.version))
+    service: Service = request.app.state.service
+    media_type(request, JSON)
+    start = parsed(StartRequest, await request.body())
+    change = Change(Command.START, time.time(), start.reason, start.actor, start.champion, start.challenger)
+    return json(_rollout(service, await service.command(change, start.version)))
 
 
-@router.post("/promote", responses=REFUSALS)
+@router.post("/promote", response_model=RolloutResponse, responses=REFUSALS, openapi_extra=COMMAND_BODY)
 @needs(Scope.ROLLOUT_PROMOTE)
-async def post_promote(service: ServiceOf, body: CommandBody) -> RolloutResponse:
+async def post_promote(request: Request) -> Response:
     """One step further; after the last step the challenger becomes champion."""
-    return await _command(service, Command.PROMOTE, body)
+    return await _command(request, Command.PROMOTE)
 
 
-@router.post("/pause", responses=REFUSALS)
+@router.post("/pause", response_model=RolloutResponse, responses=REFUSALS, openapi_extra=COMMAND_BODY)
 @needs(Scope.ROLLOUT_PROMOTE)
-async def post_pause(service: ServiceOf, body: CommandBody) -> RolloutResponse:
+async def post_pause(request: Request) -> Response:
     """Stop advancing; the weight stays."""
-    return await _command(service, Command.PAUSE, body)
+    return await _command(request, Command.PAUSE)
 
 
-@router.post("/resume", responses=REFUSALS)
+@router.post("/resume", response_model=RolloutResponse, responses=REFUSALS, openapi_extra=COMMAND_BODY)
 @needs(Scope.ROLLOUT_PROMOTE)
-async def post_resume(service: ServiceOf, body: CommandBody) -> RolloutResponse:
+async def post_resume(request: Request) -> Response:
     """Advance again."""
-    return await _command(service, Command.RESUME, body)
+    return await _command(request, Command.RESUME)
 
 
-@router.post("/abort", responses=REFUSALS)
+@router.post("/abort", response_model=RolloutResponse, responses=REFUSALS, openapi_extra=COMMAND_BODY)
 @needs(Scope.ROLLOUT_ABORT)
-async def post_abort(service: ServiceOf, body: CommandBody) -> RolloutResponse:
+async def post_abort(request: Request) -> Response:
     """Take all traffic from the challenger, now. Latched."""
-    return await _command(service, Command.ABORT, body)
+    return await _command(request, Command.ABORT)
 
 
-@router.post("/rollback", responses=REFUSALS)
+@router.post("/rollback", response_model=RolloutResponse, responses=REFUSALS, openapi_extra=COMMAND_BODY)
 @needs(Scope.ROLLOUT_ABORT)
-async def post_rollback(service: ServiceOf, body: CommandBody) -> RolloutResponse:
+async def post_rollback(request: Request) -> Response:
     """Back to the last good champion, even after promotion. Latched."""
-    return await _command(service, Command.ROLLBACK, body)
+    return await _command(request, Command.ROLLBACK)
 
 
-async def _command(service: Service, command: Command, body: RolloutRequest) -> RolloutResponse:
-    change = Change(command, time.time(), body.reason, body.actor)
-    return _rollout(service, await service.command(change, body.version))
+async def _command(request: Request, command: Command) -> Response:
+    service: Service = request.app.state.service
+    media_type(request, JSON)
+    said = parsed(RolloutRequest, await request.body() or b"{}")
+    change = Change(command, time.time(), said.reason, said.actor)
+    return json(_rollout(service, await service.command(change, said.version)))
 
 
 def _rollout(service: Service, live: Live) -> RolloutResponse:
