@@ -54,7 +54,8 @@ class Gate:
 
     def fail(self, error: HrmSystemError) -> None:
         """Tell the parent why this worker does not start."""
-        self._channel.send_bytes(f"{error.code} {error}".encode())
+        with suppress(OSError):  # it has heard that of another worker, and has gone
+            self._channel.send_bytes(f"{error.code} {error}".encode())
 
 
 Work = Callable[[int, Gate], None]
