@@ -26,7 +26,8 @@ from serving.graph_file import require_self_contained
 
 ONNX = "model.onnx"
 GOLDEN = "golden.npz"
-MANIFEST_LIMIT_MB, SIGNATURE_LIMIT_MB = 1.0, 0.01
+MANIFEST_LIMIT_MB = 1.0
+SIGNATURE_BYTES = 1024  # more than any has; what is longer is none
 MB = 1_000_000
 
 
@@ -126,7 +127,7 @@ def _signed(folder: Path, trusted: TrustedKeys) -> bytes:
             f"`hrm models sign {folder.parent.name}/{folder.name}`",
             code="signature_missing",
         )
-    verify(data, _read_bounded(folder / SIGNATURE, SIGNATURE_LIMIT_MB), trusted, str(file))
+    verify(data, _read(folder / SIGNATURE, SIGNATURE_BYTES), trusted, str(file))
     return data
 
 
@@ -163,15 +164,7 @@ def _read_verified(folder: Path, name: str, manifest: ModelManifest, size_limit_
 
 def _read_bounded(file: Path, limit_mb: float) -> bytes:
     limit_bytes = int(limit_mb * MB)
-    try:
-        with file.open("rb") as stream:
-            data = stream.read(limit_bytes + 1)
-    except FileNotFoundError:
-        raise ModelError(
-            f"{file}: no such file; `hrm export` or a migration publishes models", code="model_not_found"
-        ) from None
-    except OSError as error:
-        raise ModelError(f"{file}: not readable: {error}; check its permissions", code="model_unreadable") from None
+    data = _read(file, limit_bytes + 1)
     if len(data) > limit_bytes:
         raise ModelError(
             f"{file}: larger than {limit_mb:g} MB; export a smaller or 16-bit model, or raise "
@@ -179,6 +172,18 @@ def _read_bounded(file: Path, limit_mb: float) -> bytes:
             code="model_too_large",
         )
     return data
+
+
+def _read(file: Path, at_most: int) -> bytes:
+    try:
+        with file.open("rb") as stream:
+            return stream.read(at_most)
+    except FileNotFoundError:
+        raise ModelError(
+            f"{file}: no such file; `hrm export` or a migration publishes models", code="model_not_found"
+        ) from None
+    except OSError as error:
+        raise ModelError(f"{file}: not readable: {error}; check its permissions", code="model_unreadable") from None
 
 
 def _arrays(file: Path, data: bytes) -> dict[str, NDArray[np.generic]]:
