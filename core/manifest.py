@@ -28,7 +28,7 @@ from core.signing import keys_beside, sign
 
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.sig"
-Storage = Literal["fp32", "fp16", "int8"]
+Storage = Literal["fp32", "fp16", "int8", "static_int8"]
 IMPORTED = "imported:"  # before the SHA-256 of the archive, in the dataset_digest of a model that was trained elsewhere
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 
@@ -50,7 +50,7 @@ class ModelManifest(BaseModel):
     version: str = Field(pattern=NAME_PATTERN)
     algorithm: Literal["hrm", "ppo", "hrm_book"]
     preset: str | None = Field(default=None, description="the HRM preset; None for a PPO")
-    storage: Storage = Field(default="fp32", description="how the weights are stored; arithmetic is float32")
+    storage: Storage = Field(default="fp32", description="of the weights; static_int8 also computes in integers")
     parameters: int = Field(ge=0)
     observation: ObservationSchema | BookSchema
     halting: HaltingRule | None = Field(default=None, description="None: one pass decides")

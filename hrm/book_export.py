@@ -19,9 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from core.errors import ModelError
 from core.manifest import ModelManifest, Storage, publish
 from core.settings import Settings
 from hrm.book import BookModel
+from hrm.inference import laid_out
 from hrm.segment import Arrays, Segment, golden_file, max_abs_error, onnx_file, require_parity
 from hrm.storage import encode, rounded
 
@@ -74,8 +76,11 @@ def export_book(  # noqa: PLR0913 - keywords only, each a field of the manifest
     The manifest's metrics are `metrics` with `parity_max_abs_error` and `model_mb`. Raises ModelError, publishing
     nothing, if torch and onnxruntime disagree by more than 2e-4 or the version exists.
     """
-    segment = BookSegment(rounded(model.of(model.instruments).cpu(), storage).eval())
-    file = encode(onnx_file(segment), storage)
+    if storage == "static_int8":
+        raise ModelError(f"{name}/{version}: books are not calibrated; store them as fp32, fp16 or int8", code="usage")
+    trained = model.of(model.instruments).cpu().eval()
+    file = encode(onnx_file(BookSegment(laid_out(trained))), storage)
+    segment = BookSegment(rounded(trained, storage))
     error = max_abs_error(segment, file)
     require_parity(error, f"{name}/{version}")
     return publish(

@@ -18,8 +18,10 @@ from torch import Tensor
 from core.errors import ModelError
 from core.manifest import ModelManifest, Storage, publish
 from core.settings import Settings
+from hrm.inference import laid_out
 from hrm.model import HierarchicalReasoningModel
 from hrm.portable import agreement_ratio, portable_file
+from hrm.quantize import quantized
 from hrm.segment import Arrays, Segment, golden_file, max_abs_error, onnx_file, require_parity
 from hrm.storage import encode, rounded
 
@@ -44,7 +46,7 @@ class MarketSegment(Segment):
 
 def export_segment(model: HierarchicalReasoningModel) -> bytes:
     """The ONNX file of one segment of `model` (on the CPU, in float32). Raises ModelError if it cannot be made."""
-    return onnx_file(MarketSegment(model))
+    return onnx_file(MarketSegment(laid_out(model)))
 
 
 def parity_max_abs_error(model: HierarchicalReasoningModel, file: bytes) -> float:
@@ -64,19 +66,25 @@ def export_model(  # noqa: PLR0913 - keywords only, each a field of the manifest
     git_commit: str | None = None,
     storage: Storage = "fp32",
     portable: bool = False,
+    observed: Arrays | None = None,
+    traced: bytes | None = None,
 ) -> ModelManifest:
     """Export, check and publish as `<store>/<name>/<version>`; returns the manifest.
 
-    `portable` adds `portable.onnx`, the loop in one file (hrm/portable.py). The manifest's metrics are `metrics` with
-    `parity_max_abs_error` and `model_mb`. Raises ModelError, publishing nothing, if torch and onnxruntime disagree by
-    more than 2e-4, the portable file decides otherwise, or the version exists.
+    `portable` adds `portable.onnx`, the loop in one file (hrm/portable.py). `observed`: bars [B, W, F] and account
+    [B, A] to calibrate static_int8 with. `traced` saves seconds: what `export_segment` has made of this model before.
+
+    The manifest's metrics are `metrics` with `model_mb` and `parity_max_abs_error`, which for static_int8 is that of
+    the float32 graph it is made of. Raises ModelError, publishing nothing, if torch and onnxruntime disagree by more
+    than 2e-4, the portable file decides otherwise, or the version exists.
     """
-    model = rounded(_on_cpu(model), storage)
-    file = encode(export_segment(model), storage)
+    model = _on_cpu(model)
+    file = encode(traced or export_segment(model), storage)
+    model = rounded(model, storage)
     error = parity_max_abs_error(model, file)
     require_parity(error, f"{name}/{version}")
     segment = MarketSegment(model)
-    files = {"model.onnx": file, "golden.npz": golden_file(segment)}
+    files = _files(segment, file, observed, storage)
     if portable:
         files[PORTABLE] = _checked_portable(model, file)
     return publish(
@@ -92,10 +100,20 @@ def export_model(  # noqa: PLR0913 - keywords only, each a field of the manifest
         halting=model.settings.halting_rule,
         carry=segment.carry_shapes,
         quantity_max=model.quantity_max,
-        metrics={**metrics, "parity_max_abs_error": error, "model_mb": len(file) / 1e6},
+        metrics={**metrics, "parity_max_abs_error": error, "model_mb": len(files["model.onnx"]) / 1e6},
         dataset_digest=dataset_digest,
         git_commit=git_commit,
     )
+
+
+def _files(segment: Segment, file: bytes, observed: Arrays | None, storage: Storage) -> dict[str, bytes]:
+    """What every version has; the float32 `file` in integers, if they are asked for."""
+    if storage != "static_int8":
+        return {"model.onnx": file, "golden.npz": golden_file(segment)}
+    if observed is None:
+        raise ModelError("static_int8 is calibrated: give observations of the market", code="not_calibrated")
+    integers = quantized(file, observed)
+    return {"model.onnx": integers, "golden.npz": golden_file(segment, integers)}
 
 
 def _checked_portable(model: HierarchicalReasoningModel, segment_file: bytes) -> bytes:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from core.errors import ModelError
 
-OPSET = 20
+OPSET = 23  # RMSNormalization and RotaryEmbedding
 
 
 def traced(module: nn.Module, example: Mapping[str, Tensor], outputs: Sequence[str]) -> bytes:

@@ -19,6 +19,7 @@ from core.observation import BookSchema
 from core.settings import Settings
 from hrm.book import BookModel
 from hrm.book_export import BookSegment, action_logits, export_book
+from hrm.inference import laid_out
 from hrm.segment import PARITY_LIMIT, golden_file, max_abs_error, onnx_file, random_inputs
 from hrm.storage import encode, rounded
 
@@ -47,7 +48,7 @@ def segment() -> BookSegment:
 
 @pytest.fixture(scope="module")
 def file(segment: BookSegment) -> bytes:
-    return onnx_file(segment)
+    return onnx_file(BookSegment(laid_out(segment.model)))
 
 
 def run(file: bytes, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -72,7 +73,7 @@ def test_onnxruntime_computes_what_torch_does(segment: BookSegment, file: bytes)
 def test_storing_it_in_fewer_bits_loses_nothing_that_rounding_had_not_lost(storage: Storage) -> None:
     model = segment_of().model
     coarse = BookSegment(rounded(model, storage).eval())
-    plain = onnx_file(coarse)
+    plain = onnx_file(BookSegment(laid_out(model)))
     stored = encode(plain, storage)
     assert len(stored) < len(plain)
     assert 0 < max_abs_error(coarse, stored) <= PARITY_LIMIT
