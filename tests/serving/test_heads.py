@@ -1,0 +1,49 @@
+"""A request's head has an end, or the connection has one."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from flows.service_process import ServiceProcess
+from serving.http import MAX_HEAD_BYTES
+
+
+@pytest.fixture
+def line(running: ServiceProcess) -> Iterator[socket.socket]:
+    host, _, port = running.url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        yield connection
+
+
+def answer(connection: socket.socket) -> bytes:
+    head = b""
+    while b"\r\n\r\n" not in head and (piece := connection.recv(65536)):
+        head += piece
+    return head
+
+
+@pytest.mark.parametrize("part", [b"x-long: " + b"a" * 4096 + b"\r\n", b"a" * 4096])
+def test_a_head_without_an_end_is_refused_long_before_it_is_large(line: socket.socket, part: bytes) -> None:
+    """Many headers, or one that does not end."""
+    line.sendall(b"GET /health/live HTTP/1.1\r\nhost: x\r\nx-first: ")
+    sent = 0
+    with pytest.raises(OSError):  # the service stops reading and closes
+        while sent < 64 * MAX_HEAD_BYTES:
+            sent += line.send(part)
+    assert sent < 64 * MAX_HEAD_BYTES
+
+
+def test_a_long_head_and_a_long_body_are_two_things(running: ServiceProcess, line: socket.socket) -> None:
+    padding = b"x-padding: " + b"a" * (MAX_HEAD_BYTES - 4096) + b"\r\n"
+    authorization = f"authorization: Bearer {running.token}\r\n".encode()
+    for body in (b" " * 50_000, b"{}"):  # twice on one connection: each head counts for itself
+        size = f"content-length: {len(body)}\r\n\r\n".encode()
+        line.sendall(b"POST /v1/outcomes HTTP/1.1\r\nhost: x\r\n" + authorization + padding + size + body)
+        head = answer(line)
+        assert head.startswith(b"HTTP/1.1 4")
+        assert not head.startswith(b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain")
+        while not head.endswith(b"}"):
+            head += line.recv(65536)
