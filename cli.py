@@ -145,6 +145,7 @@ def serve(
     ] = None,
     port: Annotated[int | None, typer.Option(help="Another port than serving.port; 0 picks a free one.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that answer; serving.workers by default.")] = None,
+    book_model: Annotated[str | None, typer.Option(help="Model of books to load, as name/version.")] = None,
 ) -> None:
     """Run the inference service until Ctrl-C."""
     from serving.__main__ import run
@@ -153,6 +154,8 @@ def serve(
         os.environ["HRM_SERVING__PORT"] = str(port)
     if workers is not None:
         os.environ["HRM_SERVING__WORKERS"] = str(workers)
+    if book_model is not None:
+        os.environ["HRM_SERVING__BOOK_MODEL"] = book_model
     configure_service_logging()
     run(_settings(None), champion=champion)
 

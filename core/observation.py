@@ -21,6 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from core.errors import ModelError
 
+MAX_INSTRUMENTS, MAX_FACTORS = 64, 64  # of a book
+
 
 @dataclass(frozen=True, eq=False)
 class Observation:
@@ -130,8 +132,8 @@ class BookSchema(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    instruments: int = Field(ge=1, le=64)
-    factors: int = Field(ge=1, le=64)
+    instruments: int = Field(ge=1, le=MAX_INSTRUMENTS)
+    factors: int = Field(ge=1, le=MAX_FACTORS)
 
     @property
     def row_shapes(self) -> dict[str, tuple[int, ...]]:

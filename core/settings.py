@@ -314,6 +314,7 @@ class Serving(Section):
     max_body_kb: Count
     rate_limits: RateLimits
     jwt: Jwt | None
+    book_model: str | None = Field(description="name/version of a model of books to load at the start")
     max_rows: Count
     max_waiting: Count
     cache_entries: int = Field(ge=0)

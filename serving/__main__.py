@@ -150,7 +150,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m serving", description=__doc__)
     parser.add_argument("--champion", help="name/version; used only while the rollout state names none")
     parser.add_argument("--workers", type=int, help="processes that answer; by default serving.workers")
+    parser.add_argument("--book-model", help="name/version of a model of books; by default serving.book_model")
     arguments = parser.parse_args()
+    if arguments.book_model is not None:
+        os.environ["HRM_SERVING__BOOK_MODEL"] = arguments.book_model
     if arguments.workers is not None:
         os.environ["HRM_SERVING__WORKERS"] = str(arguments.workers)
     configure_service_logging()

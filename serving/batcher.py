@@ -321,7 +321,8 @@ def rows_within(engine: Engine, limit_ms: float, most: int) -> int:
         return most
     reasoning = engine.reasoning(PROBE_ROWS)
     feeds = {name: np.zeros((PROBE_ROWS, *shape), np.float32) for name, shape in engine.row_shapes.items()}
-    reasoning.join(feeds, np.zeros(PROBE_ROWS), np.zeros(PROBE_ROWS, np.int64), np.full(PROBE_ROWS, UNLIMITED))
+    position = np.zeros((PROBE_ROWS, *engine.manifest.observation.answers), np.int64)
+    reasoning.join(feeds, np.zeros(PROBE_ROWS), position, np.full(PROBE_ROWS, UNLIMITED))
     times = []
     for _ in range(PROBES):
         started = time.perf_counter()

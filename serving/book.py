@@ -19,12 +19,14 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from core.observation import BookSchema
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 FeasibleBy = Literal["model", "held", "reduced"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BookObservation:
     """One row: instruments [K, 4 + F] (mu, loadings, variance, cost, position) and limits [2] (gross, net), float32."""
 
@@ -39,6 +41,25 @@ class BookObservation:
     @property
     def position(self) -> Ints:
         return np.rint(self.instruments[:, -1]).astype(np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class BookQuestion:
+    """A book to decide, whatever wire format it came in. `deadline` is a time.perf_counter(), s."""
+
+    book_id: str
+    symbols: tuple[str, ...]  # [K], ascending
+    row: BookObservation  # in the order of the symbols
+    places: tuple[int, ...]  # [K], of the instruments as they were asked for
+    model_id: str | None
+    request_id: str
+    deadline: float
+
+    @property
+    def schema(self) -> BookSchema:
+        """Of the models that take it."""
+        instruments, numbers = self.row.instruments.shape
+        return BookSchema(instruments=instruments, factors=numbers - 4)
 
 
 def feasible(targets: Ints, limits: NDArray[np.floating]) -> bool:

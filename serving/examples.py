@@ -14,6 +14,28 @@ BOTH_ARMS: dict[str, Any] = DECISION | {
     "request_id": "2026-03-02T09:20-NIFTY50",
     "deadline_ms": 40,
 }
+BOOK: dict[str, Any] = {
+    "book_id": "index-pair",
+    "instruments": [
+        {
+            "symbol": "NIFTY50",
+            "mu": 0.9,
+            "loadings": [0.8, 0.1, 0.0],
+            "variance": 0.2,
+            "cost": 0.1,
+            "position": 0,
+        },
+        {
+            "symbol": "BANKNIFTY",
+            "mu": -0.4,
+            "loadings": [0.9, -0.3, 0.2],
+            "variance": 0.3,
+            "cost": 0.1,
+            "position": 1,
+        },
+    ],
+    "limits": {"gross": 2, "net": 1},
+}
 OUTCOME = {"symbol": "NIFTY50", "champion_bps": 1.8, "challenger_bps": 2.1}
 START = {"champion": "ppo/v1", "challenger": "hrm/v1", "reason": "beats the incumbent on held-out sessions"}
 PROMOTE = {"reason": "the step's gates passed", "actor": "release", "version": 7}

@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Request, Response
 from fastapi.responses import JSONResponse
 
-from serving import routes_decisions, routes_inference, routes_rollout
+from serving import routes_books, routes_decisions, routes_inference, routes_rollout
 from serving.batcher import Batcher
 from serving.health import health, ready
 from serving.openapi import failures
@@ -99,9 +99,10 @@ def _described(model: Batcher) -> LoadedModel:
 # In a row, as the app matches them: what is asked most comes first. An included router would cost 80 us a request.
 ROUTES = [
     *routes_decisions.router.routes,
+    *routes_books.router.routes,
     *states.routes,
     *routes_rollout.router.routes,
     *models.routes,
     *routes_inference.router.routes,
 ]
-BODIES = (*routes_decisions.BODIES, *routes_rollout.BODIES, *routes_inference.BODIES)
+BODIES = (*routes_decisions.BODIES, *routes_books.BODIES, *routes_rollout.BODIES, *routes_inference.BODIES)

@@ -93,6 +93,8 @@ class Service:
             install = Change(Command.INSTALL, time.time(), "first champion", "service", champion=self._first_champion)
             state = self.store.apply(install)
         self._install(*await self._load(state, first))
+        if s.serving.book_model is not None:
+            await self.load(s.serving.book_model)
         self._tick_memory()
         self._follower = Follower(file, self.sync)
         self.spawn(self._follower.run())
