@@ -28,7 +28,7 @@ from core.signing import keys_beside, sign
 
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.sig"
-Storage = Literal["fp32", "fp16", "int8", "static_int8"]
+Storage = Literal["fp32", "fp16", "int8", "static_int8", "half"]
 IMPORTED = "imported:"  # before the SHA-256 of the archive, in the dataset_digest of a model that was trained elsewhere
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 
@@ -50,7 +50,9 @@ class ModelManifest(BaseModel):
     version: str = Field(pattern=NAME_PATTERN)
     algorithm: Literal["hrm", "ppo", "hrm_book"]
     preset: str | None = Field(default=None, description="the HRM preset; None for a PPO")
-    storage: Storage = Field(default="fp32", description="of the weights; static_int8 also computes in integers")
+    storage: Storage = Field(
+        default="fp32", description="of the weights; static_int8 also computes in integers, half in 16 bits"
+    )
     parameters: int = Field(ge=0)
     observation: ObservationSchema | BookSchema
     halting: HaltingRule | None = Field(default=None, description="None: one pass decides")

@@ -18,6 +18,7 @@ from torch import Tensor
 from core.errors import ModelError
 from core.manifest import ModelManifest, Storage, publish
 from core.settings import Settings
+from hrm.half import in_half
 from hrm.inference import laid_out
 from hrm.model import HierarchicalReasoningModel
 from hrm.portable import agreement_ratio, portable_file
@@ -45,8 +46,8 @@ class MarketSegment(Segment):
 
 
 def export_segment(model: HierarchicalReasoningModel) -> bytes:
-    """The ONNX file of one segment of `model` (on the CPU, in float32). Raises ModelError if it cannot be made."""
-    return onnx_file(MarketSegment(laid_out(model)))
+    """The ONNX file of one segment of `model`, in float32. Raises ModelError if it cannot be made."""
+    return onnx_file(MarketSegment(laid_out(_on_cpu(model))))
 
 
 def parity_max_abs_error(model: HierarchicalReasoningModel, file: bytes) -> float:
@@ -74,9 +75,9 @@ def export_model(  # noqa: PLR0913 - keywords only, each a field of the manifest
     `portable` adds `portable.onnx`, the loop in one file (hrm/portable.py). `observed`: bars [B, W, F] and account
     [B, A] to calibrate static_int8 with. `traced` saves seconds: what `export_segment` has made of this model before.
 
-    The manifest's metrics are `metrics` with `model_mb` and `parity_max_abs_error`, which for static_int8 is that of
-    the float32 graph it is made of. Raises ModelError, publishing nothing, if torch and onnxruntime disagree by more
-    than 2e-4, the portable file decides otherwise, or the version exists.
+    The manifest's metrics are `metrics` with `model_mb` and `parity_max_abs_error`, which for static_int8 and half is
+    that of the float32 graph. Raises ModelError, publishing nothing, if torch and onnxruntime disagree by more than
+    2e-4, the portable file decides otherwise, or the version exists.
     """
     model = _on_cpu(model)
     file = encode(traced or export_segment(model), storage)
@@ -106,14 +107,22 @@ def export_model(  # noqa: PLR0913 - keywords only, each a field of the manifest
     )
 
 
-def _files(segment: Segment, file: bytes, observed: Arrays | None, storage: Storage) -> dict[str, bytes]:
-    """What every version has; the float32 `file` in integers, if they are asked for."""
+def _files(segment: MarketSegment, file: bytes, observed: Arrays | None, storage: Storage) -> dict[str, bytes]:
+    """What every version has; in other arithmetic than torch's goldens are the file's own."""
+    other = _in_other_arithmetic(segment, file, observed, storage)
+    return {"model.onnx": other or file, "golden.npz": golden_file(segment, other)}
+
+
+def _in_other_arithmetic(
+    segment: MarketSegment, file: bytes, observed: Arrays | None, storage: Storage
+) -> bytes | None:
+    if storage == "half":
+        return onnx_file(MarketSegment(in_half(segment.model)))
     if storage != "static_int8":
-        return {"model.onnx": file, "golden.npz": golden_file(segment)}
+        return None
     if observed is None:
         raise ModelError("static_int8 is calibrated: give observations of the market", code="not_calibrated")
-    integers = quantized(file, observed)
-    return {"model.onnx": integers, "golden.npz": golden_file(segment, integers)}
+    return quantized(file, observed)
 
 
 def _checked_portable(model: HierarchicalReasoningModel, segment_file: bytes) -> bytes:

@@ -28,7 +28,7 @@ from hrm.tracing import traced
 PARITY_LIMIT = 2e-4  # largest absolute difference of any output
 PARITY_BATCHES = (1, 3, 8)
 PARITY_SEGMENTS = 3
-GOLDEN_ROWS, INTEGER_GOLDEN_ROWS = 4, 16
+GOLDEN_ROWS, OTHER_GOLDEN_ROWS = 4, 16
 CARRY = ("z_H", "z_L", "reset")
 CARRIED = ("z_H_next", "z_L_next")
 
@@ -102,14 +102,14 @@ def require_parity(error: float, what: str) -> None:
         )
 
 
-def golden_file(segment: Segment, integers: bytes | None = None) -> bytes:
+def golden_file(segment: Segment, other: bytes | None = None) -> bytes:
     """An npz of inputs (`in_<name>`) and torch's outputs (`out_<name>`), for the service's self-test.
 
-    Integer arithmetic is not torch's: with a file of `integers` its own outputs stand there, for as many rows as it
-    takes to tell a machine that computes otherwise from one that rounds a few activations otherwise.
+    Integer and 16-bit arithmetic are not torch's: with a file of `other` arithmetic its own outputs stand there, for as
+    many rows as it takes to tell a machine that computes otherwise from one that rounds a few activations otherwise.
     """
-    inputs = random_inputs(segment, INTEGER_GOLDEN_ROWS if integers else GOLDEN_ROWS, seed=1)
-    outputs = run_onnx(integers, inputs, segment.outputs) if integers else run_torch(segment.eval(), inputs)
+    inputs = random_inputs(segment, OTHER_GOLDEN_ROWS if other else GOLDEN_ROWS, seed=1)
+    outputs = run_onnx(other, inputs, segment.outputs) if other else run_torch(segment.eval(), inputs)
     buffer = io.BytesIO()
     arrays = {f"in_{name}": array for name, array in inputs.items()}
     arrays |= {f"out_{name}": array for name, array in outputs.items()}

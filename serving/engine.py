@@ -25,6 +25,8 @@ from serving.slots import HostSlots
 from serving.store import ONNX, StoredModel, load_version
 
 GOLDEN_TOLERANCE = 1e-3
+# In 16 bits a state of the size of 1 is off by some 0.02 after a segment on another provider; a wrong one by 1.
+HALF_GOLDEN_TOLERANCE = 0.1
 # Rows in one run of a large offline batch. A CPU is no faster with more, and pieces keep several cores busy.
 CPU_ROWS_PER_RUN, GPU_ROWS_PER_RUN = 64, 1024
 
@@ -158,9 +160,10 @@ class Engine:
             if out[name].shape != wanted[name].shape:
                 raise ModelError(f"{self.id}: golden out_{name} has another shape", code="golden_mismatch")
             worst = max(worst, float(np.abs(out[name] - wanted[name]).max(initial=0.0)))
-        if not worst <= GOLDEN_TOLERANCE:  # also true for NaN
+        tolerance = HALF_GOLDEN_TOLERANCE if self.manifest.storage == "half" else GOLDEN_TOLERANCE
+        if not worst <= tolerance:  # also true for NaN
             raise ModelError(
-                f"{self.id}: differs from its golden outputs by {worst:.2g} (at most {GOLDEN_TOLERANCE:g}) "
+                f"{self.id}: differs from its golden outputs by {worst:.2g} (at most {tolerance:g}) "
                 f"on {self.provider}; export the model again",
                 code="golden_mismatch",
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -11,9 +12,12 @@ import pytest
 from hrm_planted import HRM, model
 from onnx import TensorProto
 
-from hrm.export import MarketSegment
+from core.settings import load_settings
+from hrm.export import MarketSegment, export_model
 from hrm.half import in_half
 from hrm.segment import max_abs_error, onnx_file, random_inputs
+from serving.engine import Engine
+from serving.store import load_version
 
 HALF_LIMIT = (
     0.15  # the worst of numbers around 1, three segments into an untrained model; a wrong sign costs 1 and more
@@ -62,3 +66,21 @@ def test_a_row_is_what_it_is_alone() -> None:
         alone = session.run(None, {name: array[row : row + 1] for name, array in feeds.items()})
         for ours, theirs in zip(together, alone, strict=True):
             np.testing.assert_allclose(ours[row : row + 1], theirs, atol=1e-5)
+
+
+def test_a_model_in_half_is_published_with_its_own_goldens_and_served_on_a_cpu_too(tmp_path: Path) -> None:
+    settings = load_settings(environ={})
+    trained = model({}).eval()
+    manifest = export_model(
+        trained,
+        store=tmp_path,
+        name="hrm",
+        version="half",
+        settings=settings,
+        metrics={},
+        dataset_digest="none",
+        storage="half",
+    )
+    assert manifest.storage == "half"
+    engine = Engine(load_version(tmp_path, "hrm/half", size_limit_mb=10), settings.serving)
+    assert engine.golden_max_abs_error < 1e-4  # the same provider that made them
