@@ -12,12 +12,13 @@ from typing import Any
 import httpx
 import pytest
 from fastapi.routing import iter_route_contexts
-from pydantic import BaseModel
+from tiny_books import publish_book
 from tiny_models import publish_all, settings_in
 
+from core.observation import BookSchema
 from flows.service_process import ServiceProcess, service_process
-from serving import schemas, schemas_v2
-from serving.routes import ROUTES
+from serving import schemas
+from serving.routes import BODIES, ROUTES
 
 EXAMPLES = 8  # of each route and kind, beside the document's own examples and the edges of every field
 # A body may be of the document's form and not of the model's size, a name well formed and no model's: both are refused.
@@ -29,10 +30,11 @@ def attacked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProces
     """A service of its own, which no allowance protects from its attacker."""
     folder = tmp_path_factory.mktemp("attacked")
     publish_all(folder / "models")
+    publish_book(folder / "models", "pair/v1", BookSchema(instruments=2, factors=3))  # what the example asks for
     settings = settings_in(folder, rollout={"cool_down_s": 0.0})
     limits = settings.serving.rate_limits
     unlimited = limits.model_copy(update=dict.fromkeys(type(limits).model_fields, 1e6))
-    serving = settings.serving.model_copy(update={"rate_limits": unlimited})
+    serving = settings.serving.model_copy(update={"rate_limits": unlimited, "book_model": "pair/v1"})
     with service_process(settings.model_copy(update={"serving": serving}), champion="ppo/v1") as process:
         yield process
 
@@ -93,13 +95,12 @@ def test_credentials_are_declared(document: dict[str, Any], operations: dict[tup
 
 
 def test_the_examples_are_what_the_models_take(operations: dict[tuple[str, str], dict[str, Any]]) -> None:
-    seen = 0
+    seen, bodies = 0, {body.__name__: body for body in BODIES}
     for operation in operations.values():
         content = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
         for example in content.get("examples", {}).values():
             name = content["schema"]["$ref"].rpartition("/")[2]
-            model: type[BaseModel] = getattr(schemas, name, None) or getattr(schemas_v2, name)
-            model.model_validate_json(json.dumps(example["value"]))
+            bodies[name].model_validate_json(json.dumps(example["value"]))
             seen += 1
     assert seen >= 10
 
