@@ -21,10 +21,9 @@ from typer._click.exceptions import ClickException
 from benchmarks import commands as bench
 from core.errors import ConfigError, HrmSystemError
 from core.log import configure_logging, configure_service_logging
-from core.manifest import Storage
 from core.settings import Settings, load_settings
-from flows import backtest_commands, baseline_commands, book_commands, data_commands, key_commands
-from flows.options import AsJson, Data, Preset, Seed, existing
+from flows import backtest_commands, baseline_commands, book_commands, data_commands, key_commands, replay_commands
+from flows.options import AsJson, Data, Format, Preset, Seed, existing
 from flows.terminal import answer, disk_problem, fail
 
 app = typer.Typer(
@@ -39,6 +38,7 @@ app.add_typer(book_commands.app, name="book")
 app.add_typer(key_commands.app, name="keys")
 app.add_typer(key_commands.models_app, name="models")
 app.command()(backtest_commands.backtest)
+app.command()(replay_commands.replay)
 
 INTERRUPTED = 130  # as shells report a process that Ctrl-C ended
 SERVICE_WAIT_S = 10.0  # a service that was started a moment ago is given time to warm its models
@@ -112,7 +112,7 @@ def finetune(
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="Folder written by HRMAgent.save_model or `hrm train`.")],
     version: Annotated[str, typer.Option(help="Version to publish as hrm/<version>.")],
-    storage: Annotated[Storage, typer.Option("--format", help="How the weights are stored.")] = "fp32",
+    storage: Annotated[Format, typer.Option("--format", help="How it is stored; auto: the fastest here.")] = "auto",
     portable: Annotated[bool, typer.Option("--portable", help="Add the whole decision in one file.")] = False,
     preset: Preset = None,
     as_json: AsJson = False,
@@ -171,7 +171,7 @@ def trade(
     """Trade on paper: replay bars, ask the running service, keep a ledger. Continues after a crash."""
     from dataclasses import asdict
 
-    from serving import client as api
+    from serving import calls
     from trading.costs import flat_costs, nse_index_future_costs
     from trading.dataset import WARM_UP_SESSIONS
     from trading.files import load_market_bars
@@ -187,7 +187,7 @@ def trade(
     else:
         bars, cost = load_market_bars(path), nse_index_future_costs(settings.trading.slippage_bps)
         first_session = 0
-    if _ask_service(settings, api.rollout())["champion"] is None:
+    if _ask_service(settings, calls.rollout()).champion is None:
         raise ConfigError("the service has no champion yet; `hrm migrate` or `hrm rollout start` names one")
     with DecisionClient(_service_url(settings), _token(settings)) as service:
         report = run_paper(bars, settings, service, cost=cost, bars_per_s=bars_per_s, first_session=first_session)
@@ -210,10 +210,10 @@ def doctor(as_json: AsJson = False) -> None:
 
 def _rollout_command(name: str) -> Callable[[str, bool], None]:
     def command(reason: Reason = "", as_json: AsJson = False) -> None:
-        from serving import client as api
+        from serving import calls
 
-        call = api.rollout() if name == "status" else api.command(name, reason=reason, actor="cli")  # type: ignore[arg-type] # one of the names below
-        answer(_ask_service(_settings(None), call), as_json)
+        call = calls.rollout() if name == "status" else calls.command(name, reason=reason, actor="cli")  # type: ignore[arg-type] # one of the names below
+        answer(_ask_service(_settings(None), call).model_dump(mode="json"), as_json)
 
     return command
 
@@ -237,9 +237,10 @@ def start(
     as_json: AsJson = False,
 ) -> None:
     """Load a challenger and evaluate it in the shadow; it decides nothing until `promote`."""
-    from serving import client as api
+    from serving import calls
 
-    answer(_ask_service(_settings(None), api.start(champion, challenger, reason=reason, actor="cli")), as_json)
+    call = calls.start(champion, challenger, reason=reason, actor="cli")
+    answer(_ask_service(_settings(None), call).model_dump(mode="json"), as_json)
 
 
 @rollout_app.command()
@@ -285,10 +286,9 @@ def _token(settings: Settings) -> str:
     return read_or_create_token(settings.paths.state_dir)
 
 
-def _ask_service(settings: Settings, call: Any) -> dict[str, Any]:
+def _ask_service(settings: Settings, call: Any) -> Any:
     """The running service's answer; one that was started a moment ago is waited for."""
-    import httpx
-
+    from serving.calls import ServiceError
     from serving.client import ServiceClient
 
     deadline = time.monotonic() + SERVICE_WAIT_S
@@ -296,7 +296,9 @@ def _ask_service(settings: Settings, call: Any) -> dict[str, Any]:
         while True:
             try:
                 return client.call(call)
-            except httpx.ConnectError as error:  # nothing was sent: asking again is safe for every command
+            except ServiceError as error:
+                if error.status or not error.unsent:  # only what was never sent is safe to ask again, whatever it is
+                    raise
                 if time.monotonic() > deadline:
                     message = f"no service answers at {_service_url(settings)} ({error}); start it with `hrm serve`"
                     raise ConfigError(message, code="no_service") from None

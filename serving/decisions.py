@@ -83,8 +83,7 @@ async def decide(service: Service, question: Question) -> DecisionResponse:
     """
     outcome = await _ask(service, question)
     answer, other = outcome.answer, outcome.other
-    failed = answer.run is not None and answer.by is None
-    service.ladder.observe(answer.rung, outcome.started, outcome.waited_ms + service.lag_ms, failed=failed)
+    _show_ladder(service, outcome)
     if answer.run is not None and answer.run.error_code in SHED:
         raise ModelError(str(answer.run.error), code=answer.run.error_code, retryable=True)
     decision, shadowed = _decision(outcome), _shadow_decision(outcome)
@@ -154,6 +153,17 @@ async def _answer(
     for attempt, run in tried:
         _show_guard(service, attempt, run, excused=shared)
     return _Answer(live.state.epoch, rung, tuple(tried))
+
+
+def _show_ladder(service: Service, outcome: _Outcome) -> None:
+    """Let the ladder see how a decision went. Whoever left less time than it forgives has only himself to blame."""
+    answer, question = outcome.answer, outcome.question
+    failed = answer.run is not None and answer.by is None
+    hurried = question.deadline - outcome.started < service.settings.ladder.latency_ms / 1e3
+    if answer.run is not None and answer.run.error_code in SHED and hurried:
+        return
+    waited_ms = outcome.waited_ms + service.lag_ms
+    service.ladder.observe(answer.rung, outcome.started, waited_ms, symbol=question.symbol, failed=failed)
 
 
 def _start_probe(service: Service, routed: Attempt, question: Question) -> None:

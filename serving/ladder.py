@@ -38,6 +38,7 @@ SETTLE_S = 5.0  # at most so long after a change decisions may still wait behind
 PROBES = 10
 PROBE_EVERY_S = 0.5
 WELL_INSIDE = 0.5  # of the latency limit
+SYMBOLS = 4096  # of which the last outcome is known
 
 
 class Rung(IntEnum):
@@ -60,6 +61,27 @@ class Transition:
 
 
 @dataclass(eq=False)
+class _Symbols:
+    """Whether each symbol's last decision failed."""
+
+    failing: dict[str, bool] = field(default_factory=dict)
+    count: int = 0
+
+    def is_its_own(self, symbol: str, *, failed: bool) -> bool:
+        """Note the outcome; whether it is a failure of this symbol alone, again, while most others are answered.
+
+        One instrument whose data a model cannot take must not bring down, or flatten, all the others.
+        """
+        before = self.failing.pop(symbol, False)
+        own = failed and before and 2 * self.count <= len(self.failing) + 1
+        self.failing[symbol] = failed
+        self.count += failed - before
+        if len(self.failing) > SYMBOLS:
+            self.count -= self.failing.pop(next(iter(self.failing)))
+        return own
+
+
+@dataclass(eq=False)
 class _Stay:
     """On one rung, from one change to the next."""
 
@@ -67,6 +89,7 @@ class _Stay:
     since: float
     long: Window
     short: Window
+    symbols: _Symbols = field(default_factory=_Symbols)
     settled: bool = False  # what waited behind the rung before is through
     breached_at: float | None = None
     trial: Rung | None = None  # the rung above
@@ -120,11 +143,13 @@ class Ladder:
             return self._move(above, "recovered")
         return None
 
-    def observe(self, rung: Rung, arrived_at: float, latency_ms: float, *, failed: bool) -> None:
+    def observe(self, rung: Rung, arrived_at: float, latency_ms: float, *, symbol: str, failed: bool) -> None:
         """One decision on `rung`: from arrival to answer, queueing included; `failed` if no model of the rung answered,
         or it was refused for lack of time.
         """
         stay = self._stay
+        if rung is stay.rung and stay.symbols.is_its_own(symbol, failed=failed):
+            return
         good = not failed and latency_ms <= self._limits.latency_ms
         stay.settled = stay.settled or (rung is stay.rung and (good or arrived_at >= stay.since + SETTLE_S))
         if rung is stay.rung and stay.settled:

@@ -12,7 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.settings import load_settings
-from serving.ladder import PROBE_EVERY_S, PROBES, SETTLE_S, SHORT_S, STANDING_S, WELL_INSIDE, Ladder, Rung, Transition
+from serving.ladder import (
+    PROBE_EVERY_S,
+    PROBES,
+    SETTLE_S,
+    SHORT_S,
+    STANDING_S,
+    SYMBOLS,
+    WELL_INSIDE,
+    Ladder,
+    Rung,
+    Transition,
+)
 
 LIMITS = load_settings(environ={}).ladder
 ALL = frozenset(Rung)
@@ -32,7 +43,7 @@ def ladder_at(clock: Clock) -> Ladder:
 
 def decisions(ladder: Ladder, clock: Clock, n: int, *, latency_ms: float = FAST_MS, failed: bool = False) -> None:
     for _ in range(n):
-        ladder.observe(ladder.rung, clock.now, latency_ms, failed=failed)
+        ladder.observe(ladder.rung, clock.now, latency_ms, symbol="A", failed=failed)
 
 
 def fall(ladder: Ladder, clock: Clock, *, failed: bool = True, available: frozenset[Rung] = ALL) -> Transition | None:
@@ -105,9 +116,9 @@ def test_what_waited_behind_the_rung_before_is_not_held_against_the_next_one() -
     before = clock.now
     fall(ladder, clock)
     for _ in range(1000):
-        ladder.observe(Rung.FULL, before, SLOW_MS, failed=True)
-        ladder.observe(Rung.CAPPED, clock.now + SETTLE_S / 2, SLOW_MS, failed=True)
-    ladder.observe(Rung.CAPPED, clock.now + SETTLE_S / 2, FAST_MS, failed=False)
+        ladder.observe(Rung.FULL, before, SLOW_MS, symbol="A", failed=True)
+        ladder.observe(Rung.CAPPED, clock.now + SETTLE_S / 2, SLOW_MS, symbol="A", failed=True)
+    ladder.observe(Rung.CAPPED, clock.now + SETTLE_S / 2, FAST_MS, symbol="A", failed=False)
     clock.now += 10 * STANDING_S
     assert ladder.advance(ALL) is None
     clock.now += STANDING_S
@@ -200,6 +211,40 @@ def test_each_relapse_doubles_the_wait_up_to_the_longest_and_a_lasting_recovery_
     assert ladder.statistics()["waits_s"] == {"full": LIMITS.dwell_s}
 
 
+@pytest.mark.parametrize(("broken", "rung"), [(0, Rung.FULL), (4, Rung.FULL), (6, Rung.CAPPED), (10, Rung.CAPPED)])
+def test_a_few_symbols_that_keep_failing_do_not_take_the_others_along(broken: int, rung: Rung) -> None:
+    clock = Clock()
+    ladder = ladder_at(clock)
+    for _ in range(40):
+        for number in range(10):
+            ladder.observe(ladder.rung, clock.now, FAST_MS, symbol=f"S{number}", failed=number < broken)
+        clock.now += 0.5
+        ladder.advance(ALL)
+        if ladder.rung is not Rung.FULL:
+            break
+    assert ladder.rung is rung
+
+
+def test_a_failure_that_goes_from_symbol_to_symbol_is_the_services() -> None:
+    clock = Clock()
+    ladder = ladder_at(clock)
+    for number in range(400):
+        ladder.observe(ladder.rung, clock.now, FAST_MS, symbol=f"S{number % 10}", failed=number % 7 == 0)
+        clock.now += 0.05
+        ladder.advance(ALL)
+    assert ladder.rung is not Rung.FULL
+
+
+def test_symbols_without_end_take_no_memory_without_end() -> None:
+    clock = Clock()
+    ladder = ladder_at(clock)
+    for number in range(2 * SYMBOLS):
+        ladder.observe(Rung.FULL, clock.now, FAST_MS, symbol=f"S{number}", failed=number % 3 == 0)
+    symbols = ladder._stay.symbols
+    assert len(symbols.failing) == SYMBOLS
+    assert symbols.count == sum(symbols.failing.values())
+
+
 def test_the_numbers_are_told_and_finite() -> None:
     clock = Clock()
     ladder = ladder_at(clock)
@@ -274,9 +319,10 @@ class Desk:
     def _decide(self) -> None:
         arrived, rung, ladder = self.clock.now, self.ladder.rung, self.ladder
         latency_ms, failed = self._job(rung)
+        symbol = f"S{self.total % 10}"
         self.total += 1
         self.bad += failed or latency_ms > LIMITS.latency_ms
-        self._when_done(latency_ms, lambda: ladder.observe(rung, arrived, latency_ms, failed=failed))
+        self._when_done(latency_ms, lambda: ladder.observe(rung, arrived, latency_ms, symbol=symbol, failed=failed))
         trial = ladder.probe(ALL)
         if trial is not None:
             probe_ms, probe_failed = self._job(trial)
