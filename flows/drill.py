@@ -19,16 +19,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
+from numpy.typing import NDArray
 
 from core.actions import Action
 from core.errors import HrmSystemError, RolloutError
 from core.settings import Settings
 from flows.drill_models import FAULT_LEVEL, SCHEMA, Fault, publish_policy, slow_products
 from flows.service_process import ServiceProcess, service_process
-from serving import client as calls
+from serving import calls
 from serving.client import AsyncServiceClient
+from serving.question import Account, Question
+from serving.schemas import DecisionResponse
+
+Bars = NDArray[np.float32]
 
 CHAMPION, CHALLENGER = "ppo/v1", "challenger/v1"
 CLIENTS = 8
@@ -111,7 +115,7 @@ async def _resident_under_load(service: ServiceProcess) -> float:
         load.stop = True
         await asyncio.gather(*clients)
         state = await control.call(calls.rollout())
-    return float(state["statistics"]["rss_gb"])
+    return float(state.statistics["rss_gb"])
 
 
 async def _break_challenger(service: ServiceProcess, scenario: Scenario) -> dict[str, Any]:
@@ -123,7 +127,7 @@ async def _break_challenger(service: ServiceProcess, scenario: Scenario) -> dict
         try:
             await asyncio.sleep(HEALTHY_S)
             healthy = await control.call(calls.rollout())
-            _require(not healthy["latched"], f"rolled back before the fault: {healthy['reason']}")
+            _require(not healthy.latched, f"rolled back before the fault: {healthy.reason}")
             fault_at = time.time()
             load.faulty = True
             await _until_latched(control, scenario)
@@ -131,10 +135,10 @@ async def _break_challenger(service: ServiceProcess, scenario: Scenario) -> dict
         finally:
             load.stop = True
             await asyncio.gather(*clients)
-        events = (await control.call(calls.events()))["events"]
-    rollback = next(event for event in events if event["command"] == "rollback")
-    _require(rollback["reason"] == scenario.trigger, f"{scenario.trigger} expected, {rollback['reason']} fired")
-    return _report(scenario, load, fault_at, rollback["at"])
+        events = (await control.call(calls.events())).events
+    rollback = next(event for event in events if event.command == "rollback")
+    _require(rollback.reason == scenario.trigger, f"{scenario.trigger} expected, {rollback.reason} fired")
+    return _report(scenario, load, fault_at, rollback.at)
 
 
 def _report(scenario: Scenario, load: Load, fault_at: float, fired_at: float) -> dict[str, Any]:
@@ -157,9 +161,9 @@ def _report(scenario: Scenario, load: Load, fault_at: float, fired_at: float) ->
 async def _to_full_weight(control: AsyncServiceClient) -> None:
     """A fresh rollout of the challenger up to the last step; a service that has it there already is left alone."""
     state = await control.call(calls.rollout())
-    if state["phase"] == "idle":
+    if state.phase == "idle":
         state = await control.call(calls.start(CHAMPION, CHALLENGER, reason="drill", actor="drill"))
-    while state["weight"] < 100:
+    while state.weight < 100:
         state = await control.call(calls.command("promote", reason="drill", actor="drill"))
 
 
@@ -167,7 +171,7 @@ async def _until_latched(control: AsyncServiceClient, scenario: Scenario) -> Non
     deadline = time.monotonic() + FAULT_LIMIT_S
     while time.monotonic() < deadline:
         state = await control.call(calls.rollout())
-        if state["latched"] and state["durable"]:
+        if state.latched and state.durable:
             return
         await asyncio.sleep(0.02)
     raise RolloutError(f"{scenario.trigger} did not fire within {FAULT_LIMIT_S:g} s; statistics: {state}")
@@ -180,7 +184,7 @@ async def _ask(control: AsyncServiceClient, load: Load, rng: np.random.Generator
     """One decision; on faulty input one bar is beyond the level that wakes the fault."""
     bars = _bars(rng)
     if load.faulty:
-        bars[0][0] = FAULT_LEVEL + 10.0
+        bars[0, 0] = FAULT_LEVEL + 10.0
     await _decide(control, load, bars, rng)
 
 
@@ -188,32 +192,29 @@ async def _trade(control: AsyncServiceClient, load: Load, rng: np.random.Generat
     """One decision of each arm and what it earned. While healthy the market is noise; then it follows its bars."""
     bars = _bars(rng)
     answer = await _decide(control, load, bars, rng)
-    if answer is None or answer["shadow"] is None:
+    if answer is None or answer.shadow is None:
         return
     drift = DRIFT_BPS * float(np.sign(np.sum(bars))) if load.faulty else 0.0
     market_bps = drift + NOISE_BPS * float(rng.standard_normal())
-    earned = {arm["role"]: _side(arm["action"]) * market_bps for arm in (answer, answer["shadow"])}
+    earned = {arm.role: _side(arm.action) * market_bps for arm in (answer, answer.shadow)}
     if earned.keys() == {"champion", "challenger"}:
-        report = calls.outcome(answer["symbol"], champion_bps=earned["champion"], challenger_bps=earned["challenger"])
+        report = calls.outcome(answer.symbol, champion_bps=earned["champion"], challenger_bps=earned["challenger"])
         await control.call(report)
 
 
 async def _decide(
-    control: AsyncServiceClient, load: Load, bars: list[list[float]], rng: np.random.Generator
-) -> dict[str, Any] | None:
-    flat = {"features": [0.0] * len(SCHEMA.account_features), "position": 0}
-    symbol = f"S{rng.integers(SYMBOLS)}"
-    request = calls.decision(symbol, bars, 0.2, {"champion": flat, "challenger": flat})
+    control: AsyncServiceClient, load: Load, bars: Bars, rng: np.random.Generator
+) -> DecisionResponse | None:
+    flat = Account(np.zeros(len(SCHEMA.account_features), np.float32), 0)
     load.decisions += 1
     try:
-        answer = await control.call(request)
-        Action(answer["action"])
-        _require(answer["role"] != "safe", "HOLD was answered although the champion is healthy")
-    except (HrmSystemError, httpx.TransportError, ValueError, KeyError) as error:
+        answer = await control.call(calls.decision(Question(f"S{rng.integers(SYMBOLS)}", bars, 0.2, flat, flat)))
+        _require(answer.role != "safe", "HOLD was answered although the champion is healthy")
+    except HrmSystemError as error:
         load.lost += 1
         load.problems.append(f"{type(error).__name__}: {error}")
         return None
-    if answer["role"] == "challenger":
+    if answer.role == "challenger":
         load.challenger_decisions += 1
         load.last_challenger_at = time.time()
     return answer
@@ -227,9 +228,8 @@ async def _client(service: ServiceProcess, load: Load, seed: int, ask: Ask = _as
             await asyncio.sleep(PAUSE_S)
 
 
-def _bars(rng: np.random.Generator) -> list[list[float]]:
-    bars: list[list[float]] = rng.normal(size=(SCHEMA.window, len(SCHEMA.bar_features))).tolist()
-    return bars
+def _bars(rng: np.random.Generator) -> Bars:
+    return rng.normal(size=(SCHEMA.window, len(SCHEMA.bar_features))).astype(np.float32)
 
 
 def _side(action: int) -> int:

@@ -36,12 +36,12 @@ def promote_and_verify(run_dir: str) -> dict[str, Any]:
     model = run.result("hrm_training")["model"]
     with running_service(run) as service:
         state = service.rollout()
-        if not state["latched"] and state["champion"] != model:
+        if not state.latched and state.champion != model:
             service.promote("the last step passed")
         report(PHASE, 0.2, "verifying")
         verified = _verify(service, run, model)
         state, events = service.rollout(), service.events()
-    return verified | {"events": events} | ({"rolled_back_by": state["reason"]} if state["latched"] else {})
+    return verified | {"events": events} | ({"rolled_back_by": state.reason} if state.latched else {})
 
 
 def _verify(service: RunningService, run: Run, model: str) -> dict[str, Any]:
@@ -54,10 +54,14 @@ def _verify(service: RunningService, run: Run, model: str) -> dict[str, Any]:
         "decisions": len(failed),
         "champion_is_hrm": float(np.mean(column(arms, "model") == model)),
         "error_ratio": float(failed.mean()),
-        "healthy_checks": sum(check["status"] == "healthy" for check in health["individual_checks"].values()),
+        "healthy_checks": sum(check.status == "healthy" for check in health.individual_checks.values()),
         "rss_gb": service.memory_gb(),
     }
-    return {"metrics": metrics | percentiles(latency_ms), "latency_ms": latency_ms, "health": health}
+    return {
+        "metrics": metrics | percentiles(latency_ms),
+        "latency_ms": latency_ms,
+        "health": health.model_dump(mode="json"),
+    }
 
 
 def _show(ratio: float) -> bool:

@@ -51,20 +51,20 @@ def take_steps(run_dir: str) -> dict[str, Any]:
                 break
         state, events = service.rollout(), service.events()
     result = {"steps": steps, "events": events, "metrics": steps[-1]["metrics"]}
-    return result | ({"rolled_back_by": state["reason"]} if state["latched"] else {})
+    return result | ({"rolled_back_by": state.reason} if state.latched else {})
 
 
 def _take_step(service: RunningService, run: Run, number: int) -> dict[str, Any]:
     """Give the challenger the step's weight, let sessions pass, judge."""
     state = service.rollout()
-    if not state["latched"] and state["step"] < number:
+    if not state.latched and state.step < number:
         state = service.promote(f"step {number - 1} passed")
     started = time.time()
     replays = _sessions(service, run, number)
     compared = compare(replays, late_ms=run.settings.performance.inference_timeout_ms)
     metrics = to_json(compared["metrics"] | {"rss_gb": service.memory_gb()})
     gate = judge(metrics, run.settings.gates.gradual_migration)
-    latched = service.rollout()["latched"]
+    latched = service.rollout().latched
     return {
         "weight": run.settings.rollout.steps[number - 1],
         "started_at": started,
@@ -88,7 +88,7 @@ def _sessions(service: RunningService, run: Run, number: int) -> list[Replay]:
 
         def keep_going(ratio: float, attempt: int = attempt) -> bool:
             _show(run, number, attempt, ratio)
-            return not service.rollout()["latched"]
+            return not service.rollout().latched
 
         first = ((number - 1) * MAX_ROUNDS + attempt) * LANES
         chosen = lanes.for_rollout(first_symbol=attempt * LANES, first_session=first)

@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from core.actions import SAFE_DECISION
 from core.errors import HrmSystemError
 from core.observation import ObservationSchema
+from serving.question import Account, Question
+from serving.schemas import Decision, DecisionResponse
 from trading.env import SessionEnv, Step
 from trading.evaluation import regret_of
 from trading.features import Floats
@@ -30,13 +32,11 @@ from trading.observations import Observations
 CLIENT_THREADS = 4
 BOTH = ("champion", "challenger")
 
-Answer = Mapping[str, Any]
-
 
 class Service(Protocol):
     """The two calls a replay makes. Both raise HrmSystemError when the service does not answer."""
 
-    def decide(self, request: dict[str, Any]) -> Answer: ...
+    def decide(self, question: Question) -> DecisionResponse: ...
     def outcome(self, symbol: str, champion_bps: float, challenger_bps: float) -> object: ...
 
 
@@ -145,8 +145,8 @@ def _lock_step(service: Service, symbols: Sequence[str], arms: Mapping[str, Arm]
     """One decision in every lane whose session goes on; the number of requests that got no answer."""
     seen = {role: arm.env.observe() for role, arm in arms.items()}
     rows = np.flatnonzero(next(iter(arms.values())).env.active).tolist()
-    requests = [_request(symbols[row], row, seen) for row in rows]
-    answers = dict(zip(rows, pool.map(partial(_ask, service), requests), strict=True))
+    questions = [_question(symbols[row], row, seen) for row in rows]
+    answers = dict(zip(rows, pool.map(partial(_ask, service), questions), strict=True))
     earned = {}
     for role, arm in arms.items():
         decided = [_decided(answers.get(row), role) for row in range(len(symbols))]
@@ -157,27 +157,21 @@ def _lock_step(service: Service, symbols: Sequence[str], arms: Mapping[str, Arm]
     return sum(answer is None for answer in answers.values())
 
 
-def _request(symbol: str, row: int, seen: Mapping[str, Observations]) -> dict[str, Any]:
+def _question(symbol: str, row: int, seen: Mapping[str, Observations]) -> Question:
     same = next(iter(seen.values()))  # bars and complexity do not depend on the portfolio
-    return {
-        "symbol": symbol,
-        "bars": same.bars[row].tolist(),
-        "complexity": float(same.complexity[row]),
-        "accounts": {
-            role: {"features": arm.account[row].tolist(), "position": int(arm.position[row])}
-            for role, arm in seen.items()
-        },
-    }
+    accounts = {role: Account(arm.account[row], int(arm.position[row])) for role, arm in seen.items()}
+    champion, challenger = accounts["champion"], accounts.get("challenger")
+    return Question(symbol, same.bars[row], float(same.complexity[row]), champion, challenger)
 
 
-def _ask(service: Service, request: dict[str, Any]) -> Answer | None:
+def _ask(service: Service, question: Question) -> DecisionResponse | None:
     try:
-        return service.decide(request)
+        return service.decide(question)
     except HrmSystemError:
         return None  # counted as lost; both arms hold
 
 
-def _decided(answer: Answer | None, role: str) -> Decided:
+def _decided(answer: DecisionResponse | None, role: str) -> Decided:
     """The part of an answer that is `role`'s: its shadow, or what was answered to the arm it was routed to.
 
     An arm that did not answer holds: `late` if it was too slow for a shadow, else `failed`, as is an acting decision
@@ -185,29 +179,29 @@ def _decided(answer: Answer | None, role: str) -> Decided:
     """
     if answer is None:
         return Decided()
-    shadow = answer.get("shadow")
-    if shadow is not None and shadow["role"] == role:
+    shadow = answer.shadow
+    if shadow is not None and shadow.role == role:
         return _read(shadow, acting=False)
-    routed = answer["role"] if shadow is None else _other(shadow["role"])
+    routed = answer.role if shadow is None else _other(shadow.role)
     if routed == role:
         return _read(answer, acting=True)
-    late, ran_ms = answer["shadow_missing"] == "late", answer.get("shadow_latency_ms")
-    return Decided(failed=not late, late=late, latency_ms=float("nan") if ran_ms is None else float(ran_ms))
+    late, ran_ms = answer.shadow_missing == "late", answer.shadow_latency_ms
+    return Decided(failed=not late, late=late, latency_ms=float("nan") if ran_ms is None else ran_ms)
 
 
 def _other(role: str) -> str:
     return BOTH[1 - BOTH.index(role)]
 
 
-def _read(part: Answer, *, acting: bool) -> Decided:
+def _read(part: Decision, *, acting: bool) -> Decided:
     return Decided(
-        action=int(part["action"]),
-        quantity=float(part["quantity"]),
-        segments=int(part["segments"]),
-        latency_ms=float(part["latency_ms"]),
-        model=f"{part['model']}/{part['model_version']}",
+        action=part.action,
+        quantity=part.quantity,
+        segments=part.segments,
+        latency_ms=part.latency_ms,
+        model=f"{part.model}/{part.model_version}",
         acting=acting,
-        failed=bool(part["fallback"]),
+        failed=part.fallback,
     )
 
 

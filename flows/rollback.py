@@ -71,9 +71,9 @@ def roll_back(reason: str, run_dir: str | None = None, event_id: str | None = No
 
 def _confirmed(service: RunningService, reason: str, event_id: str | None) -> dict[str, Any]:
     state = service.roll_back(reason)
-    if not state["latched"] or state["weight"] != 0 or not state["durable"]:
+    if not state.latched or state.weight != 0 or not state.durable:
         raise RolloutError(f"the rollback is not confirmed: {state}", code="not_confirmed", retryable=True)
-    kept = {name: state[name] for name in ("champion", "weight", "latched", "epoch", "version", "reason")}
+    kept = state.model_dump(include={"champion", "weight", "latched", "epoch", "version", "reason"})
     return kept | {"mode": HANDOVER_MODE, "event_id": event_id, "confirmed_at": time.time()}
 
 

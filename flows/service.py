@@ -10,13 +10,12 @@ from __future__ import annotations
 import sqlite3
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 
 from core.errors import HrmSystemError, RolloutError
@@ -27,9 +26,12 @@ from flows.processes import child, free_port, wait_until_healthy
 from flows.progress import report
 from flows.replay import Course
 from flows.run_state import Run
-from serving import client as api
+from serving import calls
 from serving.auth import read_or_create_token
-from serving.client import ServiceClient, ServiceError
+from serving.calls import ServiceError
+from serving.client import ServiceClient
+from serving.question import Question
+from serving.schemas import DecisionResponse, HealthResponse, RolloutResponse
 from trading.market import Ints, Market
 
 LANES = 20  # symbols at a time: a step of 5 % is one of them
@@ -42,47 +44,41 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # per run of a model; the service runs se
 
 @dataclass(frozen=True)
 class RunningService:
-    """The calls flows make. They raise ServiceError when it refuses and RolloutError when it does not answer."""
+    """The calls flows make. They raise ServiceError when the service refuses, or does not answer (retryable)."""
 
     client: ServiceClient
 
-    def decide(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        return self._call(api.decision(**request))
+    def decide(self, question: Question) -> DecisionResponse:
+        return self.client.call(calls.decision(question))
 
     def outcome(self, symbol: str, champion_bps: float, challenger_bps: float) -> None:
-        self._call(api.outcome(symbol, champion_bps=champion_bps, challenger_bps=challenger_bps))
+        self.client.call(calls.outcome(symbol, champion_bps=champion_bps, challenger_bps=challenger_bps))
 
-    def rollout(self) -> dict[str, Any]:
-        return self._call(api.rollout())
+    def rollout(self) -> RolloutResponse:
+        return self.client.call(calls.rollout())
 
     def events(self) -> list[dict[str, Any]]:
-        """The whole log of the rollout, oldest first."""
+        """The whole log of the rollout, oldest first, as it goes on record."""
         events: list[dict[str, Any]] = []
-        while page := self._call(api.events(after=events[-1]["version"] if events else 0))["events"]:
-            events += page
+        while page := self.client.call(calls.events(after=events[-1]["version"] if events else 0)).events:
+            events += [event.model_dump(mode="json") for event in page]
         return events
 
-    def start(self, champion: str, challenger: str, reason: str) -> dict[str, Any]:
-        return self._call(api.start(champion, challenger, reason=reason, actor=ACTOR))
+    def start(self, champion: str, challenger: str, reason: str) -> RolloutResponse:
+        return self.client.call(calls.start(champion, challenger, reason=reason, actor=ACTOR))
 
-    def promote(self, reason: str) -> dict[str, Any]:
-        return self._call(api.command("promote", reason=reason, actor=ACTOR))
+    def promote(self, reason: str) -> RolloutResponse:
+        return self.client.call(calls.command("promote", reason=reason, actor=ACTOR))
 
-    def roll_back(self, reason: str) -> dict[str, Any]:
-        return self._call(api.command("rollback", reason=reason[:500], actor=ACTOR))
+    def roll_back(self, reason: str) -> RolloutResponse:
+        return self.client.call(calls.command("rollback", reason=reason[:500], actor=ACTOR))
 
-    def health(self) -> dict[str, Any]:
-        return self._call(api.health())
+    def health(self) -> HealthResponse:
+        return self.client.call(calls.health())
 
     def memory_gb(self) -> float:
         """Resident set of the service, as it measures itself: its guard judges the same number."""
-        return float(self.rollout()["statistics"]["rss_gb"])
-
-    def _call(self, call: api.Call) -> dict[str, Any]:
-        try:
-            return self.client.call(call)
-        except httpx.TransportError as error:
-            raise RolloutError(f"the service did not answer {call.path}: {error!r}", retryable=True) from None
+        return float(self.rollout().statistics["rss_gb"])
 
 
 @contextmanager
@@ -151,12 +147,12 @@ def _client(settings: Settings, state_dir: Path, port: int) -> ServiceClient:
 
 def _ready(service: RunningService) -> bool:
     try:
-        return service.rollout()["champion"] is not None
-    except RolloutError:
+        return service.rollout().champion is not None
+    except ServiceError:
         return False
 
 
-def ensure_started(service: RunningService, run: Run, phase: str) -> dict[str, Any]:
+def ensure_started(service: RunningService, run: Run, phase: str) -> RolloutResponse:
     """The rollout of this run's two models: started now, or found where a killed run left it.
 
     Waits out the cool-down after a rollback. Raises RolloutError if another rollout is under way, ServiceError
@@ -166,11 +162,11 @@ def ensure_started(service: RunningService, run: Run, phase: str) -> dict[str, A
     challenger = run.result("hrm_training")["model"]
     while True:
         state = service.rollout()
-        if state["challenger"] == challenger or state["champion"] == challenger:
+        if challenger in (state.challenger, state.champion):
             return state
-        if state["challenger"] is not None:
+        if state.challenger is not None:
             raise RolloutError(
-                f"a rollout of {state['challenger']} is under way; finish it, or end it with `hrm rollout abort`",
+                f"a rollout of {state.challenger} is under way; finish it, or end it with `hrm rollout abort`",
                 code="rollout_under_way",
             )
         try:

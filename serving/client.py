@@ -1,128 +1,87 @@
-"""A small typed client of the service, sync and async, and the fall to HOLD.
+"""The client of the service, sync and async: typed answers, retries only where they are safe, and the fall to HOLD.
 
-Only GETs are retried: a decision or a command that timed out may have happened. What cannot be decided in time is
-HOLD, 1.0, and says so (`fallback`, `halt_reason`).
+Sent again is what cannot have happened: anything that only reads; a decision that never left, or that the service
+refused for load (503, 429), as long as its time allows. Never a command. Whoever calls `decide` gets a decision: the
+service's, or HOLD, 1.0, which says so (`role: safe`, `halt_reason: service_unavailable: ...`). A request that is
+refused because it is wrong (another 4xx) still raises: a mistake must not look like a quiet market.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import httpx
+import structlog
 
-from core.actions import SAFE_DECISION
-from core.errors import HrmSystemError
+from core.actions import SAFE_DECISION, Action
+from serving import calls
+from serving.calls import Answer, Call, ServiceError
+from serving.question import Question
+from serving.schemas import BatchItem, DecisionResponse, RolloutResponse
 
-GET_ATTEMPTS = 3
-RETRY_S = 0.1
-DECISION_TIMEOUT_S = 2.0  # the service answers within its own limits; this is for a service that is gone
-COMMAND_TIMEOUT_S = 60.0  # a start loads and warms a model
-SERVER_ERROR = 500
+ATTEMPTS = 3
+PAUSE_S = 0.1  # before the second attempt, and as much more before each later one
+CONNECT_S = 1.0
+NO_EPOCH = -1  # of a decision that no service made: older than every epoch
+UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
-RolloutCommand = Literal["promote", "pause", "resume", "abort", "rollback"]
-
-
-class ServiceError(HrmSystemError):
-    """The service refused; `status` is HTTP's, `code` the problem's, `retryable` the service's opinion."""
-
-    def __init__(self, status: int, code: str, detail: str, *, retryable: bool = False) -> None:
-        super().__init__(detail, code=code, retryable=retryable)
-        self.status = status
+log = structlog.get_logger()
 
 
-@dataclass(frozen=True)
-class Call:
-    """One request: built once, sent by either client."""
+class Holds:
+    """How often HOLD stood in for a decision, by kind of failure. Each kind is logged once."""
 
-    method: Literal["GET", "POST"]
-    path: str
-    timeout_s: float
-    body: dict[str, Any] | None = None
-    params: dict[str, int] | None = None
-    accept: tuple[int, ...] = (200,)
+    def __init__(self) -> None:
+        self.count: Counter[str] = Counter()
 
-
-def decision(
-    symbol: str,
-    bars: Sequence[Sequence[float]],
-    complexity: float,
-    accounts: Mapping[str, Mapping[str, Any]],
-    *,
-    request_id: str | None = None,
-) -> Call:
-    """accounts: `champion` and optionally `challenger`, each {features: [A], position: -1 | 0 | 1}."""
-    body = {
-        "symbol": symbol,
-        "bars": bars,
-        "complexity": complexity,
-        "accounts": accounts,
-        "request_id": request_id or uuid.uuid4().hex,
-    }
-    return Call("POST", "/v1/decisions", DECISION_TIMEOUT_S, body)
-
-
-def outcome(symbol: str, *, champion_bps: float, challenger_bps: float) -> Call:
-    body = {"symbol": symbol, "champion_bps": champion_bps, "challenger_bps": challenger_bps}
-    return Call("POST", "/v1/outcomes", DECISION_TIMEOUT_S, body)
-
-
-def start(champion: str, challenger: str, *, reason: str = "", actor: str = "api") -> Call:
-    body = {"champion": champion, "challenger": challenger, "reason": reason, "actor": actor}
-    return Call("POST", "/v1/rollout/start", COMMAND_TIMEOUT_S, body)
-
-
-def command(name: RolloutCommand, *, reason: str = "", actor: str = "api", version: int | None = None) -> Call:
-    body: dict[str, Any] = {"reason": reason, "actor": actor, "version": version}
-    return Call("POST", f"/v1/rollout/{name}", COMMAND_TIMEOUT_S, body)
-
-
-def rollout() -> Call:
-    return Call("GET", "/v1/rollout", DECISION_TIMEOUT_S)
-
-
-def events(after: int = 0) -> Call:
-    return Call("GET", "/v1/rollout/events", DECISION_TIMEOUT_S, params={"after": after})
-
-
-def models() -> Call:
-    return Call("GET", "/v1/models", DECISION_TIMEOUT_S)
-
-
-def health() -> Call:
-    """503 is an answer too: an unhealthy service describes itself."""
-    return Call("GET", "/health", DECISION_TIMEOUT_S, accept=(200, 503))
+    def instead(self, question: Question, error: ServiceError) -> DecisionResponse:
+        """HOLD in the shape of a decision, or the error if the request is at fault."""
+        if error.refused:
+            raise error
+        if not self.count[error.code]:
+            log.warning("held_without_answer", kind=error.code, symbol=question.symbol, error=str(error))
+        self.count[error.code] += 1
+        return hold(question, error.code)
 
 
 class ServiceClient:
-    """Synchronous. Use as a context manager; keeps connections alive; safe to share between threads."""
+    """Synchronous; keeps connections alive; safe to share between threads. A context manager."""
 
-    def __init__(self, base_url: str, token: str) -> None:
-        self._http = httpx.Client(base_url=base_url, headers=_headers(token), trust_env=False)
+    def __init__(self, base_url: str, key: str | Path) -> None:
+        """`key`: an API key, or a file that holds one."""
+        self._base_url, self._headers = base_url, _credentials(key)
+        self._http = self._connections()
+        self.holds = Holds()
 
-    def call(self, call: Call) -> dict[str, Any]:
-        """Raises ServiceError when the service refuses, httpx.TransportError when it cannot be reached."""
-        for attempt in range(1, _attempts(call) + 1):
-            try:
-                return _answer(call, self._http.request(**_arguments(call)))
-            except httpx.TransportError:
-                if attempt == _attempts(call):
-                    raise
-                time.sleep(RETRY_S * attempt)
-        raise AssertionError("unreachable: the last attempt returns or raises")
+    def call(self, call: Call[Answer]) -> Answer:
+        """Raises ServiceError: refused, or no answer."""
+        return self._attempts(self._http, call)
 
-    def decide(self, call: Call) -> dict[str, Any]:
-        """The service's decision, or HOLD when there is none in time. A refused request (4xx) still raises."""
+    def decide(self, question: Question) -> DecisionResponse:
+        """The service's decision, or HOLD where there is none in time. ServiceError only for a wrong request."""
         try:
-            return self.call(call)
-        except (httpx.TransportError, ServiceError) as error:
-            return _hold_unless_refused(call, error)
+            return answered(question, self.call(calls.decision(question)))
+        except ServiceError as error:
+            return self.holds.instead(question, error)
+
+    def decide_all(self, questions: Sequence[Question]) -> list[DecisionResponse | ServiceError]:
+        """Of each question what `decide` gives, or the error that it raises: one takes none with it. At most 256."""
+        try:
+            return each(questions, self.call(calls.decisions(questions)).results, self.holds)
+        except ServiceError as error:
+            return [self.holds.instead(question, error) for question in questions]
+
+    def abort(self, reason: str, actor: str = "api") -> RolloutResponse:
+        """Take all traffic from the challenger, over a connection of its own: nothing that hangs can be in its way."""
+        with self._connections() as own:
+            return self._attempts(own, calls.command("abort", reason=reason, actor=actor))
 
     def close(self) -> None:
         self._http.close()
@@ -135,30 +94,56 @@ class ServiceClient:
     ) -> None:
         self.close()
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._base_url!r})"
+
+    def _connections(self) -> httpx.Client:
+        return httpx.Client(base_url=self._base_url, headers=self._headers, trust_env=False)
+
+    def _attempts(self, http: httpx.Client, call: Call[Answer]) -> Answer:
+        until = time.perf_counter() + call.total_s
+        for attempt in range(1, ATTEMPTS):
+            try:
+                return self._once(http, call, until)
+            except ServiceError as error:
+                time.sleep(_pause_s(call, error, attempt, until))
+        return self._once(http, call, until)
+
+    def _once(self, http: httpx.Client, call: Call[Answer], until: float) -> Answer:
+        with _failures(call), http.stream(**_request(call, until)) as response:
+            return _read(call, response, b"".join(_in_time(response.iter_bytes(), until)))
+
 
 class AsyncServiceClient:
     """The same for asyncio."""
 
-    def __init__(self, base_url: str, token: str) -> None:
-        self._http = httpx.AsyncClient(base_url=base_url, headers=_headers(token), trust_env=False)
+    def __init__(self, base_url: str, key: str | Path) -> None:
+        self._base_url, self._headers = base_url, _credentials(key)
+        self._http = self._connections()
+        self.holds = Holds()
 
-    async def call(self, call: Call) -> dict[str, Any]:
-        """Raises ServiceError when the service refuses, httpx.TransportError when it cannot be reached."""
-        for attempt in range(1, _attempts(call) + 1):
-            try:
-                return _answer(call, await self._http.request(**_arguments(call)))
-            except httpx.TransportError:
-                if attempt == _attempts(call):
-                    raise
-                await asyncio.sleep(RETRY_S * attempt)
-        raise AssertionError("unreachable: the last attempt returns or raises")
+    async def call(self, call: Call[Answer]) -> Answer:
+        """Raises ServiceError: refused, or no answer."""
+        return await self._attempts(self._http, call)
 
-    async def decide(self, call: Call) -> dict[str, Any]:
-        """The service's decision, or HOLD when there is none in time. A refused request (4xx) still raises."""
+    async def decide(self, question: Question) -> DecisionResponse:
+        """The service's decision, or HOLD where there is none in time. ServiceError only for a wrong request."""
         try:
-            return await self.call(call)
-        except (httpx.TransportError, ServiceError) as error:
-            return _hold_unless_refused(call, error)
+            return answered(question, await self.call(calls.decision(question)))
+        except ServiceError as error:
+            return self.holds.instead(question, error)
+
+    async def decide_all(self, questions: Sequence[Question]) -> list[DecisionResponse | ServiceError]:
+        """Of each question what `decide` gives, or the error that it raises: one takes none with it. At most 256."""
+        try:
+            return each(questions, (await self.call(calls.decisions(questions))).results, self.holds)
+        except ServiceError as error:
+            return [self.holds.instead(question, error) for question in questions]
+
+    async def abort(self, reason: str, actor: str = "api") -> RolloutResponse:
+        """Take all traffic from the challenger, over a connection of its own: nothing that hangs can be in its way."""
+        async with self._connections() as own:
+            return await self._attempts(own, calls.command("abort", reason=reason, actor=actor))
 
     async def close(self) -> None:
         await self._http.aclose()
@@ -171,73 +156,140 @@ class AsyncServiceClient:
     ) -> None:
         await self.close()
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._base_url!r})"
 
-def local_client(state_dir: Path, host: str, port: int) -> ServiceClient:
-    """A client of this machine's service, with the token of its state directory."""
-    token = (state_dir / "api_token").read_text(encoding="utf-8").strip()
-    return ServiceClient(f"http://{host}:{port}", token)
+    def _connections(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(base_url=self._base_url, headers=self._headers, trust_env=False)
 
+    async def _attempts(self, http: httpx.AsyncClient, call: Call[Answer]) -> Answer:
+        until = time.perf_counter() + call.total_s
+        for attempt in range(1, ATTEMPTS):
+            try:
+                return await self._once(http, call, until)
+            except ServiceError as error:
+                await asyncio.sleep(_pause_s(call, error, attempt, until))
+        return await self._once(http, call, until)
 
-def _headers(token: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {token}"}
-
-
-def _attempts(call: Call) -> int:
-    return GET_ATTEMPTS if call.method == "GET" else 1
-
-
-def _arguments(call: Call) -> dict[str, Any]:
-    return {
-        "method": call.method,
-        "url": call.path,
-        "json": call.body,
-        "params": call.params,
-        "timeout": call.timeout_s,
-    }
+    async def _once(self, http: httpx.AsyncClient, call: Call[Answer], until: float) -> Answer:
+        with _failures(call):
+            async with asyncio.timeout(_left_s(until)):
+                response = await http.request(**_request(call, until))
+            return _read(call, response, response.content)
 
 
-def _answer(call: Call, response: httpx.Response) -> dict[str, Any]:
-    try:
-        document: dict[str, Any] = response.json()
-    except ValueError:
-        raise ServiceError(response.status_code, "not_json", f"{call.path}: {response.text[:200]}") from None
-    if response.status_code in call.accept:
-        return document
-    raise ServiceError(
-        response.status_code,
-        str(document.get("code", "unknown")),
-        f"{call.method} {call.path}: {document.get('detail', response.reason_phrase)}",
-        retryable=bool(document.get("retryable", False)),
+def hold(question: Question, kind: str) -> DecisionResponse:
+    """HOLD, 1.0 (seed 2.4.1): what is done when the service does not answer."""
+    action, quantity = SAFE_DECISION
+    return DecisionResponse(
+        request_id=question.request_id,
+        symbol=question.symbol,
+        action=int(action),
+        action_name=action.name,
+        quantity=quantity,
+        probabilities=[float(other is action) for other in Action],
+        value=0.0,
+        segments=0,
+        halt_reason=f"service_unavailable: {kind}",
+        model="none",
+        model_version="none",
+        provider=None,
+        role="safe",
+        latency_ms=0.0,
+        epoch=NO_EPOCH,
+        fallback=True,
+        decision_id="",
+        recorded=False,
+        rung="hold",
+        shadow=None,
+        shadow_missing=None,
+        shadow_latency_ms=None,
     )
 
 
-def _hold_unless_refused(call: Call, error: httpx.TransportError | ServiceError) -> dict[str, Any]:
-    """HOLD in the shape of a decision. A 4xx is the caller's mistake and must not look like a quiet market."""
-    if isinstance(error, ServiceError) and error.status < SERVER_ERROR:
+def answered(question: Question, answer: DecisionResponse) -> DecisionResponse:
+    """Raises ServiceError for the answer to another question."""
+    if (answer.request_id, answer.symbol) != (question.request_id, question.symbol):
+        detail = f"asked {question.request_id} about {question.symbol}, told {answer.request_id} about {answer.symbol}"
+        raise ServiceError(calls.OK, "answer_to_another", detail, retryable=False)
+    return answer
+
+
+def each(
+    questions: Sequence[Question], items: Sequence[BatchItem], holds: Holds
+) -> list[DecisionResponse | ServiceError]:
+    """What became of every question of a batch."""
+    if len(items) != len(questions):
+        detail = f"{len(questions)} questions got {len(items)} answers"
+        raise ServiceError(calls.OK, "answer_invalid", detail, retryable=False)
+    return [_result(question, item, holds) for question, item in zip(questions, items, strict=True)]
+
+
+def _result(question: Question, item: BatchItem, holds: Holds) -> DecisionResponse | ServiceError:
+    try:
+        if item.decision is not None:
+            return answered(question, item.decision)
+        raise _refused(item)
+    except ServiceError as error:
+        return error if error.refused else holds.instead(question, error)
+
+
+def _refused(item: BatchItem) -> ServiceError:
+    problem = item.problem
+    if problem is None:
+        return ServiceError(calls.OK, "answer_invalid", "neither a decision nor a problem", retryable=False)
+    return ServiceError(problem.status, problem.code, problem.detail, retryable=bool(problem.retryable))
+
+
+def _credentials(key: str | Path) -> dict[str, str]:
+    """Read once; httpx keeps the header out of its own repr."""
+    text = key.read_text(encoding="utf-8") if isinstance(key, Path) else key
+    return {"Authorization": f"Bearer {text.strip()}"}
+
+
+def _pause_s(call: Call[Any], error: ServiceError, attempt: int, until: float) -> float:
+    """How long to wait before the same request is sent again. Raises the error where it must not be, or not in time."""
+    safe = call.repeatable or (call.decides and error.unsent)
+    pause_s = max(error.retry_after_s, PAUSE_S * attempt)
+    if not (safe and error.retryable) or time.perf_counter() + pause_s >= until:
         raise error
-    body = call.body or {}
-    action, quantity = SAFE_DECISION
+    return pause_s
+
+
+@contextmanager
+def _failures(call: Call[Any]) -> Iterator[None]:
+    """What httpx raises, as a ServiceError."""
+    try:
+        yield
+    except (httpx.HTTPError, TimeoutError) as error:
+        kind = type(error).__name__
+        detail = f"{call.method} {call.path}: no answer ({kind}: {error}); is the service running?"
+        raise ServiceError(0, kind, detail, retryable=True, unsent=isinstance(error, UNSENT)) from None
+
+
+def _request(call: Call[Any], until: float) -> dict[str, Any]:
+    left_s = _left_s(until)
     return {
-        "request_id": body.get("request_id"),
-        "symbol": body.get("symbol"),
-        "action": int(action),
-        "action_name": action.name,
-        "quantity": quantity,
-        "probabilities": [0.0, 0.0, 0.0, 0.0, 1.0],
-        "value": 0.0,
-        "segments": 0,
-        "halt_reason": f"service_unavailable: {type(error).__name__}",
-        "model": "none",
-        "model_version": "none",
-        "provider": None,
-        "role": "safe",
-        "latency_ms": None,
-        "epoch": None,
-        "fallback": True,
-        "decision_id": None,
-        "recorded": False,
-        "rung": None,
-        "shadow": None,
-        "shadow_missing": None,
-        "shadow_latency_ms": None,
+        "method": call.method,
+        "url": call.path,
+        "content": call.body,
+        "params": call.params,
+        "headers": {"Content-Type": call.media_type},
+        "timeout": httpx.Timeout(left_s, connect=min(CONNECT_S, left_s)),
     }
+
+
+def _left_s(until: float) -> float:
+    return max(until - time.perf_counter(), 0.001)
+
+
+def _in_time(chunks: Iterator[bytes], until: float) -> Iterator[bytes]:
+    """An answer that comes byte by byte does not get around the time limit."""
+    for chunk in chunks:
+        if time.perf_counter() > until:
+            raise httpx.ReadTimeout("the answer did not end in time")
+        yield chunk
+
+
+def _read(call: Call[Answer], response: httpx.Response, content: bytes) -> Answer:
+    return call.read(response.status_code, content, response.headers.get("retry-after"))

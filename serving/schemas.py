@@ -132,7 +132,7 @@ class Decision(Message):
     symbol: str
     action: int = Field(ge=0, le=4)
     action_name: str
-    quantity: float
+    quantity: float = Field(gt=0, allow_inf_nan=False, description="units")
     probabilities: list[float]
     value: float
     segments: int
@@ -215,7 +215,7 @@ class RolloutResponse(Message):
     latched: bool
     durable: bool
     reason: str
-    statistics: dict[str, object]
+    statistics: dict[str, Any] = Field(description="the guard's windows by role, the paired performance, memory")
 
 
 class Event(Message):

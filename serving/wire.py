@@ -51,15 +51,18 @@ def to_raw(question: Question) -> tuple[bytes, dict[str, str]]:
     if question.challenger is not None:
         said["challenger_position"] = question.challenger.position
         arrays.append(question.challenger.features)
-    if question.deadline < math.inf:
-        said["deadline_ms"] = min(max(left_ms(question), SHORTEST_MS), DEADLINE_MAX_MS)
+    left = left_ms(question)
+    if left is not None:
+        said["deadline_ms"] = left
     body = b"".join(np.ascontiguousarray(array, dtype=FLOAT32).tobytes() for array in arrays)
     return body, {name: str(value) for name, value in said.items()}
 
 
-def left_ms(question: Question) -> float:
-    """Until the question's deadline; negative after it."""
-    return (question.deadline - time.perf_counter()) * 1e3
+def left_ms(question: Question) -> float | None:
+    """Until the question's deadline, as the service takes it; None without one."""
+    if question.deadline == math.inf:
+        return None
+    return min(max((question.deadline - time.perf_counter()) * 1e3, SHORTEST_MS), DEADLINE_MAX_MS)
 
 
 def _numbers(body: bytes, fields: RawFields, bars: int, account: int) -> Floats:

@@ -11,6 +11,9 @@ from core.actions import ACTION_OF
 from core.errors import RolloutError
 from flows.arms import compare
 from flows.replay import Course, replay
+from serving.client import hold
+from serving.question import Question
+from serving.schemas import Decision, DecisionResponse
 from trading.dataset import build_dataset
 
 
@@ -27,19 +30,20 @@ class Scripted:
         self.acting, self.fails = acting, fails
         self.outcomes: list[tuple[float, float]] = []
 
-    def decide(self, request: dict[str, Any]) -> dict[str, Any]:
+    def decide(self, question: Question) -> DecisionResponse:
         if self.fails:
             raise RolloutError("gone")
-        parts = {role: self._part(role, request["accounts"][role]["position"]) for role in ("champion", "challenger")}
-        other = "challenger" if self.acting == "champion" else "champion"
-        return parts[self.acting] | {"shadow": parts[other]}
+        shadow_of = "challenger" if self.acting == "champion" else "champion"
+        answer = hold(question, "script").model_copy(update=self._part(self.acting, question))
+        facts = answer.model_dump(include=set(Decision.model_fields)) | self._part(shadow_of, question)
+        return answer.model_copy(update={"shadow": Decision.model_validate(facts)})
 
     def outcome(self, symbol: str, champion_bps: float, challenger_bps: float) -> None:
         self.outcomes.append((champion_bps, challenger_bps))
 
-    def _part(self, role: str, position: int) -> dict[str, Any]:
+    def _part(self, role: str, question: Question) -> dict[str, Any]:
         target = 0 if role == "champion" else 1
-        action = int(ACTION_OF[position + 1, target + 1])
+        action = int(ACTION_OF[question.account(role).position + 1, target + 1])
         numbers = {"quantity": 10.0, "segments": 1, "latency_ms": 1.0}
         return {"role": role, "action": action, "model": role, "model_version": "1", "fallback": False} | numbers
 
@@ -82,8 +86,8 @@ def test_what_got_no_answer_is_counted_and_held(course):
 )
 def test_a_shadow_that_is_late_is_told_from_one_that_failed(course, missing, ratio):
     class Missing(Scripted):
-        def decide(self, request: dict[str, Any]) -> dict[str, Any]:
-            return super().decide(request) | {"shadow": None, "shadow_missing": missing}
+        def decide(self, question: Question) -> DecisionResponse:
+            return super().decide(question).model_copy(update={"shadow": None, "shadow_missing": missing})
 
     metrics = compare([replay(Missing(), course, lanes_of(course))], late_ms=50.0)["metrics"]
     assert metrics.pop(ratio) == 1.0
@@ -93,11 +97,12 @@ def test_a_shadow_that_is_late_is_told_from_one_that_failed(course, missing, rat
 @pytest.mark.parametrize(("ran_ms", "counted_ms"), [(None, 50.0), (80.0, 80.0)])
 def test_a_late_shadow_stays_in_the_latency_percentiles(course, ran_ms, counted_ms):
     class SometimesLate(Scripted):
-        def decide(self, request: dict[str, Any]) -> dict[str, Any]:
-            answer = super().decide(request)
-            if request["symbol"] == "X#0":
-                answer |= {"shadow": None, "shadow_missing": "late", "shadow_latency_ms": ran_ms}
-            return answer
+        def decide(self, question: Question) -> DecisionResponse:
+            answer = super().decide(question)
+            if question.symbol != "X#0":
+                return answer
+            late = {"shadow": None, "shadow_missing": "late", "shadow_latency_ms": ran_ms}
+            return answer.model_copy(update=late)
 
     metrics = compare([replay(SometimesLate(), course, lanes_of(course))], late_ms=50.0)["metrics"]
     assert 0.05 < metrics["challenger_late_ratio"] < 0.5
