@@ -333,8 +333,8 @@ def rows_within(engine: Engine, limit_ms: float, most: int) -> int:
 
 
 def cores(serving: Serving) -> int:
-    """Runs at a time: one for each core this process may use."""
-    return max(1, len(os.sched_getaffinity(0)) // serving.threads)
+    """Runs at a time: one for each core that is this process's share."""
+    return max(1, len(os.sched_getaffinity(0)) // (serving.threads * serving.workers))
 
 
 def _join(reasoning: Reasoning, tickets: list[_Ticket]) -> list[int]:

@@ -43,6 +43,7 @@ class Follower:
 
     async def run(self) -> None:
         """Follow until cancelled, and say once when the state cannot be read."""
+        self._read_at = time.monotonic()
         seen, trouble = -1, ""
         connection = sqlite3.connect(self._file, timeout=0.0, isolation_level=None)
         try:

@@ -20,7 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from core import log as log_lines
 from core.errors import ModelError, RolloutError
-from core.settings import Settings, Triggers
+from core.settings import Settings
 from serving.batcher import Batcher, open_model
 from serving.follow import Follower
 from serving.guard import Guard
@@ -64,7 +64,8 @@ class Service:
         """
         self.settings = settings
         self.telemetry = Telemetry()
-        self.guard = Guard(_share(settings.triggers, settings.serving.workers))
+        alpha = settings.triggers.performance_alpha / settings.serving.workers  # of what all may err together
+        self.guard = Guard(settings.triggers.model_copy(update={"performance_alpha": alpha}))
         self.ladder = Ladder(settings.ladder, time.perf_counter)
         self.records = Records(settings.paths.state_dir / "decisions", settings.records)
         self.lag_ms = 0.0  # by which the event loop was late when it was last looked at
@@ -72,7 +73,7 @@ class Service:
         self._first_champion = champion
         self._prefect = prefect
         self._outbox: Outbox | None = None
-        self._follower: Follower | None = None
+        self._follower = Follower(settings.paths.state_dir / "rollout.db", self.sync)
         self._loading = asyncio.Lock()
         self._commands = asyncio.Lock()
         self._rollback: asyncio.Task[None] | None = None
@@ -82,8 +83,7 @@ class Service:
     async def open(self) -> None:
         """Load what the durable state names, all of it warm. Raises ConfigError or ModelError."""
         s = self.settings
-        file = s.paths.state_dir / "rollout.db"
-        self.store = RolloutStore(file, s.rollout)
+        self.store = RolloutStore(s.paths.state_dir / "rollout.db", s.rollout)
         if self._prefect is not None:  # before anything below can roll back
             self._outbox = Outbox(self._prefect, self.store, s.paths.state_dir / "outbox.json")
         state = self.store.read()
@@ -96,7 +96,6 @@ class Service:
         if s.serving.book_model is not None:
             await self.load(s.serving.book_model)
         self._tick_memory()
-        self._follower = Follower(file, self.sync)
         self.spawn(self._follower.run())
         self.telemetry.stands_on(self.ladder.rung)
         self.spawn(self._watch())
@@ -155,10 +154,14 @@ class Service:
     @property
     def blind(self) -> bool:
         """Whether another process may have rolled back without our knowing."""
-        return self._follower is not None and self._follower.blind
+        return self._follower.blind
 
     async def load(self, model_id: str) -> Batcher:
         """Have `name/version` loaded beside the rollout's models, until it is unloaded. Raises ModelError."""
+        s = self.settings.serving
+        if s.workers > 1 and model_id != s.book_model:
+            why = f"one of {s.workers} workers would load {model_id}, and the others not hear of it"
+            raise ModelError(f"{why}; set serving.workers to 1, or start a rollout", code="several_workers")
         self._beside.add(model_id)
         try:
             return await self._loaded(model_id)
@@ -345,8 +348,7 @@ class Service:
             self._tick_memory()
             self.telemetry.alerts(self._alerts())
             self.telemetry.watched(self.live.models, log_lines.dropped_lines())
-            if self._follower is not None:
-                self.telemetry.state_age.set(self._follower.age_s)
+            self.telemetry.state_age.set(self._follower.age_s)
             self.judge()
             due = time.perf_counter() + TICK_S
             await asyncio.sleep(TICK_S)
@@ -386,11 +388,6 @@ def _of_a_market(model: Batcher) -> Batcher:
 
 def _needed(state: RolloutState) -> set[str]:
     return {name for name in (state.champion, state.challenger, state.fallback) if name is not None}
-
-
-def _share(triggers: Triggers, workers: int) -> Triggers:
-    """Every worker judges by what it sees, with its part of the error that all may make together (Bonferroni)."""
-    return triggers.model_copy(update={"performance_alpha": triggers.performance_alpha / workers})
 
 
 def _not_durable(error: SQLAlchemyError) -> RolloutError:

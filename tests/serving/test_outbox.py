@@ -311,3 +311,36 @@ def test_the_environment_names_the_server_and_the_credentials_as_for_prefect_its
     both = prefect_api(url | {"PREFECT_API_AUTH_STRING": "hrm:pä:ss", "PREFECT_API_KEY": "k"})
     assert both.headers == {b"Authorization": b"Basic " + base64.b64encode("hrm:pä:ss".encode())}
     assert "ss" not in repr(both)
+
+
+def test_of_two_processes_one_tells_and_the_other_goes_on_when_it_has_ended(
+    store: RolloutStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "LOCK_RETRY_S", 0.05)
+
+    async def run(server: Any) -> None:
+        first, second = (Outbox(server.api, store, tmp_path / "outbox.json") for _ in range(2))
+        telling = asyncio.create_task(first.run())
+        await asyncio.sleep(0)  # it has the lock
+        waiting = asyncio.create_task(second.run())
+
+        async def told(count: int) -> None:
+            for box in (first, second):
+                box.wake()
+            deadline = time.monotonic() + 20
+            while len(server.accepted) < count:
+                assert time.monotonic() < deadline, "waited in vain"
+                await asyncio.sleep(0.01)
+
+        roll_back(store, "hrm/v1")
+        await told(1)
+        telling.cancel()  # as a death: the lock goes with the process
+        await asyncio.gather(telling, return_exceptions=True)
+        roll_back(store, "hrm/v2")
+        await told(2)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+
+    with receiver() as server:
+        asyncio.run(run(server))
+    assert reasons(server) == ["hrm/v1", "hrm/v2"]  # each once, and the second not again from the start

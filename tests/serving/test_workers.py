@@ -141,6 +141,12 @@ def test_a_command_right_after_another_workers_is_judged_by_the_newest_state(thr
         assert {answer["model_version"] for answer in clients.decide()} == {"v2"}
 
 
+def test_a_load_that_only_one_worker_would_hear_of_is_refused(three: ServiceProcess) -> None:
+    with everybody(three) as clients:
+        answer = clients.clients[0].post("/v1/models/hrm/v3/load")
+        assert (answer.status_code, answer.json()["code"]) == (409, "several_workers")
+
+
 def test_a_worker_that_is_killed_comes_back_with_the_state_of_the_others(three: ServiceProcess) -> None:
     with everybody(three) as clients:
         command(clients.clients[0], "start", champion="hrm/v1", challenger="hrm/v2")
