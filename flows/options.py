@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from datetime import date
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from core.errors import ConfigError
+from core.manifest import Storage
 
+Format = Literal["auto", Storage]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 Preset = Annotated[str | None, typer.Option(help="compact, default, seed or paper_27m; auto by default.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the market, the training and the bootstrap.")]
