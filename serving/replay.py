@@ -121,7 +121,7 @@ def _differing_bytes(answer: Answer, engine: Engine) -> str | None:
     differing = [name for name in ours if ours[name] != theirs[name]]
     if not differing:
         return None
-    return f"{engine.id}: {' and '.join(differing)} are not those that decided; restore the version of the record"
+    return f"{engine.id}: not the bytes that decided: {', '.join(differing)}; restore the version of the record"
 
 
 def _decide(engine: Engine, cases: list[_Case]) -> list[Replayed]:
