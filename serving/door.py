@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from core.settings import Serving
 from serving.auth import Authenticator
 from serving.limits import BURST_S, KIND_OF, Allowance, Kind, allowances
-from serving.problems import problem
+from serving.problems import SECURITY_HEADERS, problem
 from serving.scopes import Directory, Found, Principal, Unknown
 
 log = structlog.get_logger()
@@ -30,7 +30,7 @@ log = structlog.get_logger()
 SMALL_BODY_BYTES = 16 * 1024  # of anything but a decision
 BODY_WITHIN_S = 10.0  # from the headers to the last byte of the body
 FAILURES_PER_S = 5.0  # refusals of one address that are logged, and tokens of it that are looked into
-SECURITY_HEADERS = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]
+RAW_SECURITY_HEADERS = [(name.lower().encode(), value.encode()) for name, value in SECURITY_HEADERS.items()]
 COMMANDS = {Kind.CHANGES, Kind.ABORTS}
 
 
@@ -73,7 +73,7 @@ class Door:
 
         async def secured(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *SECURITY_HEADERS]
+                message["headers"] = [*message["headers"], *RAW_SECURITY_HEADERS]
             await send(message)
 
         admitted = self._admit(scope)
@@ -110,14 +110,12 @@ class Door:
         if wait_s and not _on_loopback(scope):
             detail = "too many requests without valid credentials from this address"
             return Refusal(429, "too_many_failures", detail, _retry_after(wait_s))
-        expired = "these credentials have expired" if why is Unknown.EXPIRED else "these credentials are not valid"
         detail = "needs `Authorization: Bearer` with an API key or the token in api_token"
-        return Refusal(
-            401,
-            "unauthorized",
-            detail if why is Unknown.MISSING else f"{expired}: {detail}",
-            (("WWW-Authenticate", "Bearer"),),
-        )
+        if why is Unknown.MISSING:
+            return Refusal(401, "unauthorized", detail, (("WWW-Authenticate", "Bearer"),))
+        expired = "have expired" if why is Unknown.EXPIRED else "are not valid"
+        challenge = ("WWW-Authenticate", 'Bearer error="invalid_token"')
+        return Refusal(401, "unauthorized", f"these credentials {expired}: {detail}", (challenge,))
 
     def _counted(self, scope: Scope, who: Principal, kind: Kind, now: float) -> Refusal | int:
         allowance = self._allowances[kind]
@@ -125,7 +123,7 @@ class Door:
         if wait_s:
             self._note(scope, who.id, now, "rate_limited")
             detail = f"more than {allowance.per_s:g} {kind} a second; wait {wait_s:.3f} s"
-            return Refusal(429, "rate_limited", detail, (*_retry_after(wait_s), *_rate_limit(kind, allowance)))
+            return Refusal(429, "rate_limited", detail, (*_retry_after(wait_s), *_rate_limit(kind, allowance, wait_s)))
         if kind in COMMANDS:
             log.info("command", method=scope["method"], path=scope["path"], caller=who.id)
         return self._max_body_bytes if kind is Kind.DECISIONS else SMALL_BODY_BYTES
@@ -210,7 +208,11 @@ def _unfit(found: Found, who: Principal) -> Refusal | None:
     if found.status == 403:
         return Refusal(403, "not_declared", "this route does not say who may call it, so nobody may")
     if not who.may(found.access.scope):
-        return Refusal(403, "scope_missing", f"needs the scope {found.access.scope}; `hrm keys create --scope`")
+        detail = (
+            f"needs the scope {found.access.scope}; `hrm keys create --scope {found.access.scope}` makes such a key"
+        )
+        challenge = f'Bearer error="insufficient_scope", scope="{found.access.scope}"'
+        return Refusal(403, "scope_missing", detail, (("WWW-Authenticate", challenge),))
     return None
 
 
@@ -218,18 +220,21 @@ def _retry_after(wait_s: float) -> tuple[tuple[str, str], ...]:
     return (("Retry-After", str(math.ceil(wait_s))),)
 
 
-def _rate_limit(kind: Kind, allowance: Allowance) -> tuple[tuple[str, str], ...]:
+def _rate_limit(kind: Kind, allowance: Allowance, wait_s: float) -> tuple[tuple[str, str], ...]:
     """draft-ietf-httpapi-ratelimit-headers-10."""
     return (
         ("RateLimit-Policy", f'"{kind}";q={allowance.burst};w={BURST_S:g}'),
-        ("RateLimit", f'"{kind}";r=0;t=1'),
+        ("RateLimit", f'"{kind}";r=0;t={math.ceil(wait_s)}'),
     )
 
 
 def _address(scope: Scope) -> str:
     """Of whoever sends: the host, or the network of 64 bits that one subscriber of IPv6 has."""
-    host = scope["client"][0] if scope.get("client") else ""
-    return ":".join(host.split(":")[:4]) if ":" in host else host
+    host = str(scope["client"][0]) if scope.get("client") else ""
+    try:
+        return str(ipaddress.IPv6Network((host, 64), strict=False))
+    except ValueError:
+        return host
 
 
 def _on_loopback(scope: Scope) -> bool:

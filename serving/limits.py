@@ -54,8 +54,9 @@ class Allowance:
         return 0.0
 
     def is_spent(self, caller: str, now: float) -> bool:
-        """Whether the caller would have to wait; counts nothing."""
-        return self._due.get(caller, now) - now > self._ahead_s
+        """Whether the caller would have to wait; counts nothing. Of a stranger: whether there is room for no more."""
+        due = self._due.get(caller)
+        return len(self._due) >= MAX_CALLERS if due is None else due - now > self._ahead_s
 
     def _sweep(self, now: float) -> bool:
         """Forget who has not come for a while, at most once a second; whether there is room again."""

@@ -22,6 +22,7 @@ STATUS_OF: dict[type[HrmSystemError], int] = {
     DataError: 422,
     ConfigError: 500,
 }
+SECURITY_HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}  # of every answer
 UNAVAILABLE_CODES = {"not_ready", "overloaded", "shutting_down", "state_not_durable"}
 
 
@@ -98,4 +99,6 @@ async def _http_error(_request: Request, error: Exception) -> JSONResponse:
 
 async def _unforeseen(request: Request, error: Exception) -> JSONResponse:
     log.error("unforeseen_error", path=request.url.path, exc_info=error)
-    return problem(500, "internal_error", "unforeseen error; the service's log has the details")
+    answer_500 = problem(500, "internal_error", "unforeseen error; the service's log has the details")
+    answer_500.headers.update(SECURITY_HEADERS)  # it is answered outside the door, which adds them to all others
+    return answer_500

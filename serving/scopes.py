@@ -20,7 +20,7 @@ from fastapi.routing import RouteContext, iter_route_contexts
 from starlette.routing import BaseRoute, compile_path
 
 Endpoint = TypeVar("Endpoint", bound=Callable[..., object])
-REMEMBERED_PATHS = 1024
+REMEMBERED_PATHS, LONGEST_REMEMBERED = 1024, 256
 
 
 class Scope(StrEnum):
@@ -89,7 +89,7 @@ class Directory:
     def __init__(self, routes: Sequence[BaseRoute]) -> None:
         """`routes` may grow until the first request."""
         self._routes = routes
-        self.find = lru_cache(REMEMBERED_PATHS)(self._find)
+        self._remembered = lru_cache(REMEMBERED_PATHS)(self._find)
 
     @cached_property
     def entries(self) -> list[tuple[re.Pattern[str], frozenset[str], Access | None]]:
@@ -98,6 +98,10 @@ class Directory:
             (_pattern(route), frozenset(route.methods or ()), getattr(route.endpoint, "__access__", None))
             for route in iter_route_contexts(self._routes)
         ]
+
+    def find(self, method: str, path: str) -> Found:
+        """A long path is nobody's but an attacker's: it is not kept."""
+        return self._remembered(method, path) if len(path) <= LONGEST_REMEMBERED else self._find(method, path)
 
     def _find(self, method: str, path: str) -> Found:
         allowed: set[str] = set()

@@ -28,6 +28,13 @@ REMEMBERED = 256  # tokens whose signature was checked: that takes 60 to 150 us
 
 class TokenVerifier:
     def __init__(self, settings: Jwt) -> None:
+        """Raises ConfigError if there is no usable key file now; one that goes bad later opens for nobody."""
+        try:
+            _parse(settings.jwks_file.read_bytes())
+        except (OSError, ConfigError) as error:
+            raise ConfigError(
+                f"serving.jwt.jwks_file {settings.jwks_file}: {error}; store the provider's keys"
+            ) from None
         self._settings = settings
         self._keys: Watched[Mapping[str, PyJWK]] = Watched(settings.jwks_file, _parse, {})
         self._known: dict[bytes, tuple[Mapping[str, PyJWK], Principal, float]] = {}

@@ -43,6 +43,8 @@ class Watched(Generic[Content]):
                 return
             self._state, self._content = state, self._parse(self._file.read_bytes())
         except FileNotFoundError:
+            if self._state is not None:
+                log.warning("keys_gone", file=str(self._file))
             self._state, self._content = None, self._nothing
         except (OSError, ConfigError) as error:  # what cannot be read opens for nobody
             self._content = self._nothing

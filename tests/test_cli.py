@@ -41,6 +41,9 @@ def last_line(answer: subprocess.CompletedProcess[str]) -> dict:
         ("rollout", "drill"),
         ("data", "fetch"),
         ("data", "check"),
+        ("keys",),
+        ("keys", "create"),
+        ("models", "sign"),
     ],
 )
 def test_every_command_explains_itself(command: tuple[str, ...], tmp_path) -> None:

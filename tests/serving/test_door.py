@@ -108,6 +108,7 @@ def test_no_route_opens_without_credentials_or_without_its_scope(app: FastAPI, r
             assert refused.status_code == 403, path
             assert refused.headers["content-type"] == PROBLEM
             assert (refused.json()["code"], str(access.scope) in refused.json()["detail"]) == ("scope_missing", True)
+            assert f'scope="{access.scope}"' in refused.headers["www-authenticate"]
     assert running.version() == before
 
 
@@ -141,13 +142,18 @@ def grown(settings: Settings) -> Iterator[httpx.AsyncClient]:
     async def declared(name: str) -> str:
         return name
 
+    @app.get("/v1/broken")
+    @needs(Scope.DECIDE)
+    async def broken() -> None:
+        raise RuntimeError("a secret of the inside")
+
     async def mounted(*_: object) -> None:
         raise AssertionError("it was called")
 
     app.router.routes.append(Mount("/files", mounted))
     token = (settings.paths.state_dir / "api_token").read_text().strip()
     yield httpx.AsyncClient(
-        transport=httpx.ASGITransport(app, client=("127.0.0.1", 1)),
+        transport=httpx.ASGITransport(app, raise_app_exceptions=False, client=("127.0.0.1", 1)),
         base_url="http://service",
         headers={"Authorization": f"Bearer {token}"},
     )
@@ -158,6 +164,14 @@ def test_what_says_nothing_is_shut_even_for_admin(grown: httpx.AsyncClient, path
     answer = asyncio.run(grown.get(path))
     assert (answer.status_code, answer.json()["code"]) == (403, "not_declared")
     assert asyncio.run(grown.get("/v1/declared/x")).json() == "x"
+
+
+def test_what_breaks_tells_nothing_and_is_not_kept_either(grown: httpx.AsyncClient) -> None:
+    answer = asyncio.run(grown.get("/v1/broken"))
+    assert (answer.status_code, answer.json()["code"]) == (500, "internal_error")
+    assert "secret" not in answer.text
+    assert answer.headers.get_list("x-content-type-options") == ["nosniff"]
+    assert answer.headers.get_list("cache-control") == ["no-store"]
 
 
 def test_the_documentation_needs_a_key_and_any_will_do(running: Running) -> None:

@@ -64,6 +64,8 @@ def test_memory_is_bounded_and_callers_of_before_are_still_heard() -> None:
     allowance = Allowance(1.0)
     for i in range(MAX_CALLERS):
         assert allowance.wait_s(str(i), 10.0) == 0.0
+    assert not allowance.is_spent("0", 10.0)
+    assert allowance.is_spent("one too many", 10.0)
     assert allowance.wait_s("one too many", 10.0) == 1.0
     assert allowance.wait_s("0", 10.0) == 0.0
     assert allowance.wait_s("later", 15.0) == 0.0  # the others are forgotten

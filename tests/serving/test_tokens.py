@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from identity_provider import KEYS, by_hand, claims, jwk, publish_keys, token
 
+from core.errors import ConfigError
 from serving.scopes import Principal, Scope, Unknown
 from serving.tokens import LEEWAY_S, REMEMBERED, TokenVerifier
 
@@ -191,10 +192,20 @@ def test_a_key_too_short_to_protect_anything_is_not_used(tmp_path: Path) -> None
 def test_a_file_without_a_public_key_opens_for_nobody(tmp_path: Path, document: str) -> None:
     file = tmp_path / "jwks.json"
     settings = publish_keys(file)
+    verifier = TokenVerifier(settings)
     file.write_text(document)
-    assert who(TokenVerifier(settings), token()) is Unknown.INVALID
-    file.unlink()
-    assert who(TokenVerifier(settings), token()) is Unknown.INVALID
+    assert who(verifier, token()) is Unknown.INVALID
+    with pytest.raises(ConfigError, match="jwks_file"):  # nor does a service start with it
+        TokenVerifier(settings)
+
+
+def test_a_file_that_goes_away_takes_its_keys_along(tmp_path: Path) -> None:
+    settings = publish_keys(tmp_path / "jwks.json")
+    verifier = TokenVerifier(settings)
+    settings.jwks_file.unlink()
+    assert who(verifier, token()) is Unknown.INVALID
+    with pytest.raises(ConfigError, match="jwks_file"):
+        TokenVerifier(settings)
 
 
 def test_a_symmetric_key_beside_public_ones_is_passed_over(tmp_path: Path) -> None:
