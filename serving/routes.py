@@ -32,8 +32,9 @@ Name = Annotated[str, Path(pattern=PLAIN_NAME)]
 async def get_models(request: Request) -> ModelsResponse:
     """What the store holds, and what is loaded."""
     service: Service = request.app.state.service
+    stored = await asyncio.to_thread(list_versions, service.settings.paths.state_dir / "models")
     return ModelsResponse(
-        store=list_versions(service.settings.paths.state_dir / "models"),
+        store=stored,
         loaded={name: _described(model) for name, model in service.live.models.items()},
     )
 
