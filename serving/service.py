@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Coroutine
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -20,6 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from core import log as log_lines
 from core.errors import ModelError, RolloutError
+from core.observation import BookSchema
 from core.settings import Settings
 from serving.batcher import Batcher, open_model
 from serving.follow import Follower
@@ -94,7 +96,7 @@ class Service:
             state = self.store.apply(install)
         self._install(*await self._load(state, first))
         if s.serving.book_model is not None:
-            await self.load(s.serving.book_model)
+            _of_books(await self.load(s.serving.book_model))
         self._tick_memory()
         self.spawn(self._follower.run())
         self.telemetry.stands_on(self.ladder.rung)
@@ -232,8 +234,9 @@ class Service:
                 self._roll_back(Change(Command.ROLLBACK, time.time(), str(error), "service"))
 
     async def _abort(self, change: Change) -> None:
-        if self.live.state.latched:  # unless somebody has started anew a moment ago
-            await self.sync()
+        if self.live.state.latched:
+            with suppress(RolloutError):  # a disk that cannot be read stops no abort; here nothing is left to abort
+                await self.sync()  # somebody may have started anew a moment ago
         if not self.live.state.latched:
             self.telemetry.rollbacks.labels("manual").inc()
             self._roll_back(change)
@@ -384,6 +387,15 @@ def _of_a_market(model: Batcher) -> Batcher:
     """The model. Raises ModelError if it decides books: whom the rollout names decides one instrument at a time."""
     _ = model.engine.manifest.market
     return model
+
+
+def _of_books(model: Batcher) -> None:
+    """Raises ModelError if it decides single instruments: it would never be asked."""
+    if not isinstance(model.engine.manifest.observation, BookSchema):
+        raise ModelError(
+            f"serving.book_model: {model.engine.id} decides single instruments; name what `hrm book train` published",
+            code="not_a_book_model",
+        )
 
 
 def _needed(state: RolloutState) -> set[str]:

@@ -152,6 +152,18 @@ def test_the_order_of_instruments_turns_the_answer_and_nothing_else(settings: Se
     serve(settings, story)
 
 
+def test_of_equals_those_are_closed_that_come_first_by_symbol_however_they_were_asked_for(settings: Settings) -> None:
+    async def story(service: Service) -> None:
+        asked = request([1.0] * 4, [1, 1, 1, 1], gross=2, net=2)
+        for order in ([0, 1, 2, 3], [3, 1, 0, 2], [2, 3, 1, 0]):
+            turned = asked.model_copy(update={"instruments": [asked.instruments[index] for index in order]})
+            answer = await decide_book(service, turned.question())
+            assert targets(answer) == {"HDFC": 0, "INFY": 0, "RELIANCE": 1, "TCS": 1}
+            assert [decision.symbol for decision in answer.decisions] == [SYMBOLS[index] for index in order]
+
+    serve(settings, story)
+
+
 def test_the_newest_model_that_is_loaded_for_books_of_this_size_decides_unless_one_is_named(settings: Settings) -> None:
     store = settings.paths.state_dir / "models"
     publish_book(store, "book/v2")
@@ -207,9 +219,12 @@ def test_a_model_of_books_is_no_champion_and_no_challenger(settings: Settings) -
     serve(settings, story)
 
 
-def test_a_service_whose_book_model_does_not_load_does_not_start(settings: Settings) -> None:
-    serving = settings.serving.model_copy(update={"book_model": "book/v9"})
-    with pytest.raises(ModelError, match="no such file"):
+@pytest.mark.parametrize(
+    ("model", "complaint"), [("book/v9", "no such file"), ("ppo/v1", "name what `hrm book train` published")]
+)
+def test_a_service_whose_book_model_is_none_does_not_start(settings: Settings, model: str, complaint: str) -> None:
+    serving = settings.serving.model_copy(update={"book_model": model})
+    with pytest.raises(ModelError, match=complaint):
         serve(settings.model_copy(update={"serving": serving}), lambda _: asyncio.sleep(0))
 
 
