@@ -154,12 +154,15 @@ class Engine:
                 f"{self.id}: golden.npz must hold in_<name> and out_<name> of every graph input and output",
                 code="golden_invalid",
             )
+        if not all(array.size for array in wanted.values()):
+            raise ModelError(f"{self.id}: golden.npz holds no row; export the model again", code="golden_invalid")
         out = self._run(feeds)
-        worst = 0.0
-        for name in self._graph.outputs:
-            if out[name].shape != wanted[name].shape:
-                raise ModelError(f"{self.id}: golden out_{name} has another shape", code="golden_mismatch")
-            worst = max(worst, float(np.abs(out[name] - wanted[name]).max(initial=0.0)))
+        if any(out[name].shape != wanted[name].shape for name in self._graph.outputs):
+            raise ModelError(f"{self.id}: a golden output has another shape", code="golden_mismatch")
+        differs = np.max([_by_row(out[name] - wanted[name]) for name in self._graph.outputs], axis=0)
+        # Where an activation lies between two levels, another processor may take the other one, and the row differs;
+        # rows without such a place do not. Arithmetic that is not the same changes every row.
+        worst = float(np.median(differs) if self.manifest.storage == "static_int8" else differs.max())
         tolerance = HALF_GOLDEN_TOLERANCE if self.manifest.storage == "half" else GOLDEN_TOLERANCE
         if not worst <= tolerance:  # also true for NaN
             raise ModelError(
@@ -190,6 +193,11 @@ def load_engine(settings: Settings, model_id: str) -> Engine:
     store = settings.paths.state_dir / "models"
     limit_mb = settings.performance.model_size_limit_mb
     return Engine(load_version(store, model_id, size_limit_mb=limit_mb), settings.serving)
+
+
+def _by_row(difference: NDArray[Any]) -> NDArray[Any]:
+    """The largest of every row of [B, ...]: [B]."""
+    return np.asarray(np.abs(difference).reshape(len(difference), -1).max(axis=1))
 
 
 def _split_golden(golden: Mapping[str, NDArray[np.generic]]) -> tuple[Arrays, Arrays]:

@@ -18,7 +18,7 @@ from core.settings import Serving
 from serving.reasoning import Arrays
 from serving.store import StoredModel
 
-CUDA = "CUDAExecutionProvider"
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 CUDA_OPTIONS = {"use_tf32": "0"}  # float32 is float32: models were judged so
 GPU_PROVIDERS = {CUDA, "TensorrtExecutionProvider"}
 POLICY_OUTPUTS = ("action_logits", "log_quantity", "value")
@@ -96,7 +96,9 @@ def working_providers(wanted: Sequence[str]) -> list[str]:
 
 def _open_session(model: StoredModel, serving: Serving) -> tuple[ort.InferenceSession, bool]:
     """The session, and whether its runs can be captured as CUDA graphs."""
-    providers = working_providers(serving.providers)
+    # Integers are exact on a CPU; elsewhere they would be computed in floats, and depend on batch mates.
+    wanted = (CPU,) if model.manifest.storage == "static_int8" else serving.providers
+    providers = working_providers(wanted)
     if not providers:
         raise ModelError(
             f"none of serving.providers {list(serving.providers)} works here; add CPUExecutionProvider",
@@ -132,8 +134,8 @@ def _required(session: ort.InferenceSession, model: StoredModel, serving: Servin
     got, wanted = session.get_providers()[0], serving.providers[0]
     if serving.strict_provider and got != wanted:
         raise ModelError(
-            f"{model.id}: runs on {got}, not on {wanted}; mend the driver and its libraries (`hrm doctor`), or set "
-            f"serving.strict_provider to false",
+            f"{model.id} ({model.manifest.storage}): runs on {got}, not on {wanted}; mend the driver and its libraries "
+            f"(`hrm doctor`), export another format than static_int8, or set serving.strict_provider to false",
             code="provider_unavailable",
         )
     return session
