@@ -45,7 +45,8 @@ class Follower:
         """Follow until cancelled, and say once when the state cannot be read."""
         self._read_at = time.monotonic()
         seen, trouble = -1, ""
-        connection = sqlite3.connect(self._file, timeout=0.0, isolation_level=None)
+        address = f"{self._file.resolve().as_uri()}?mode=rw"  # never makes a new one
+        connection = sqlite3.connect(address, timeout=0.0, isolation_level=None, uri=True)
         try:
             while True:
                 try:

@@ -23,7 +23,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from core.settings import Rolling, Triggers
+from core.settings import Alerts, Rolling, Triggers
 from serving.routing import Role
 from serving.sequential import Collapse, PerformanceTest, ratio_exceeded
 
@@ -144,6 +144,18 @@ class Guard:
         if role == "challenger" and self.performance.outcomes >= self._triggers.min_samples:
             return Trigger.PERFORMANCE if self.performance.degraded else None
         return None
+
+    def alerts(self, limits: Alerts, role: Role) -> dict[str, bool]:
+        """The levels at which a person is told, long before a trigger: which of them the model in `role` has passed."""
+        statistics = self.windows[role].statistics()
+        enough = len(self.windows[role]) >= self._triggers.min_samples
+        return {
+            "error_ratio": enough and (statistics["error_ratio"] or 0.0) > limits.error_ratio,
+            "latency": enough and (statistics["p95_ms"] or 0.0) > limits.latency_ms,
+            "memory_warning": self.rss_gb > limits.memory_warning_gb,
+            "memory_mitigation": self.rss_gb > limits.memory_mitigation_gb,
+            "performance_drop": self.performance.relative_drop() > limits.performance_drop,
+        }
 
     def statistics(self) -> dict[str, object]:
         """Per role, the paired performance and the memory; finite numbers or None."""

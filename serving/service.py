@@ -30,6 +30,7 @@ from serving.ladder import Ladder, Rung
 from serving.outbox import Outbox, PrefectApi
 from serving.records import Records
 from serving.rollout import Event, RolloutStore
+from serving.routing import Role
 from serving.telemetry import Telemetry
 from serving.transitions import Change, Command, Phase, RolloutState, transition
 
@@ -368,18 +369,10 @@ class Service:
         self.telemetry.resident.set(resident)
 
     def _alerts(self) -> dict[str, bool]:
-        alerts, guard = self.settings.alerts, self.guard
-        window = guard.windows["challenger" if self.live.state.challenger else "champion"]
-        statistics = window.statistics()
-        enough = len(window) >= self.settings.triggers.min_samples
-        return {
-            "error_ratio": enough and (statistics["error_ratio"] or 0.0) > alerts.error_ratio,
-            "latency": enough and (statistics["p95_ms"] or 0.0) > alerts.latency_ms,
-            "memory_warning": guard.rss_gb > alerts.memory_warning_gb,
-            "memory_mitigation": guard.rss_gb > alerts.memory_mitigation_gb,
+        role: Role = "challenger" if self.live.state.challenger else "champion"
+        return self.guard.alerts(self.settings.alerts, role) | {
             "degraded": self.ladder.rung is not Rung.FULL,
             "unrecorded": self.records.problem is not None,
-            "performance_drop": guard.performance.relative_drop() > alerts.performance_drop,
         }
 
 
