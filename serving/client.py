@@ -9,6 +9,7 @@ refused because it is wrong (another 4xx) still raises: a mistake must not look 
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -40,14 +41,17 @@ class Holds:
 
     def __init__(self) -> None:
         self.count: Counter[str] = Counter()
+        self._lock = threading.Lock()
 
     def instead(self, question: Question, error: ServiceError) -> DecisionResponse:
         """HOLD in the shape of a decision, or the error if the request is at fault."""
         if error.refused:
             raise error
-        if not self.count[error.code]:
+        with self._lock:
+            self.count[error.code] += 1
+            first = self.count[error.code] == 1
+        if first:
             log.warning("held_without_answer", kind=error.code, symbol=question.symbol, error=str(error))
-        self.count[error.code] += 1
         return hold(question, error.code)
 
 
