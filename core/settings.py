@@ -9,19 +9,17 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from core.errors import ConfigError
 from core.gates import Limit
 from core.halting import HaltingRule
 from core.observation import Timeframe
+from core.settings_file import environment_overrides, in_words, merge, read_tree
 
 DEFAULT_FILE = Path(__file__).resolve().parent.parent / "config" / "settings.yaml"
-ENV_PREFIX = "HRM_"
-NOT_SETTINGS = {"HRM_SETTINGS", "HRM_ROOT", "HRM_API_TOKEN"}
 LONGEST_COMPLEXITY_WINDOW = 64  # bars: how many returns the complexity has to remember
 
 Ratio = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -357,9 +355,9 @@ def load_settings(
     """
     environ = os.environ if environ is None else environ
     file = path or Path(environ.get("HRM_SETTINGS", DEFAULT_FILE))
-    tree = _read(file)
+    tree = read_tree(file)
     presets = tree.pop("presets", {})
-    overrides, problems = _environment_overrides(environ, tree)
+    overrides, problems = environment_overrides(environ, tree)
     name = preset or overrides.pop("preset", None) or tree.get("preset", "auto")
     if name == "auto":
         name = "default" if Path("/dev/nvidiactl").exists() else "compact"
@@ -367,63 +365,13 @@ def load_settings(
         known = ", ".join(presets) if isinstance(presets, dict) else "none"
         problems.append(f"preset: unknown preset '{name}'; choose one of: {known}")
     else:
-        tree = _merge(tree, presets[name] or {})
-    tree = _merge(tree, overrides) | {"preset": name}
+        tree = merge(tree, presets[name] or {})
+    tree = merge(tree, overrides) | {"preset": name}
     try:
         settings = Settings.model_validate(tree)
     except ValidationError as error:
-        problems += [_in_words(detail) for detail in error.errors(include_url=False)]
+        problems += [in_words(detail) for detail in error.errors(include_url=False)]
     if problems:
         listing = "\n".join(f"  - {problem}" for problem in problems)
         raise ConfigError(f"{file}: {len(problems)} problem(s), nothing was started:\n{listing}")
     return settings
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{file}: no such settings file; unset HRM_SETTINGS for the shipped one") from None
-    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: not readable as YAML: {error}") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{file}: must hold a mapping of sections, found {type(tree).__name__}")
-    return tree
-
-
-def _environment_overrides(environ: Mapping[str, str], tree: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """HRM_A__B=value as {"a": {"b": value}}; names match without regard to case, values are YAML."""
-    overrides: dict[str, Any] = {}
-    problems: list[str] = []
-    for variable, text in sorted(environ.items()):
-        if not variable.startswith(ENV_PREFIX) or variable in NOT_SETTINGS:
-            continue
-        node, known = overrides, tree
-        names = variable.removeprefix(ENV_PREFIX).split("__")
-        for depth, name in enumerate(names):
-            key = next((key for key in known if str(key).lower() == name.lower()), None)
-            if key is None:
-                problems.append(f"{variable}: no setting of that name (at '{name.lower()}')")
-                break
-            if depth == len(names) - 1:
-                node[key] = yaml.safe_load(text)
-            else:
-                node = node.setdefault(key, {})
-                known = known[key] if isinstance(known[key], dict) else {}
-    return overrides, problems
-
-
-def _merge(base: Any, override: Any) -> Any:
-    if not (isinstance(base, dict) and isinstance(override, dict)):
-        return override
-    merged = dict(base)
-    for key, value in override.items():
-        merged[key] = _merge(base[key], value) if key in base else value
-    return merged
-
-
-def _in_words(detail: Any) -> str:
-    place = ".".join(str(part) for part in detail["loc"])
-    message = detail["msg"].removeprefix("Value error, ")
-    given = "" if isinstance(detail["input"], dict) else f" (got {detail['input']!r})"
-    return f"{place}: {message}{given}"

@@ -19,7 +19,9 @@ from serving.reasoning import UNLIMITED
 from serving.routing import Role, route
 from serving.service import Live, Service
 
-ALWAYS = frozenset({Rung.FULL, Rung.RULE, Rung.HOLD})
+ALL = frozenset(Rung)
+NO_SINGLE_PASS = ALL - {Rung.PPO}
+SINGLE_PASS = ALL - {Rung.PPO, Rung.CAPPED}
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,8 @@ def attempts(live: Live, routed: Attempt, rung: Rung) -> list[Attempt]:
 def rungs(live: Live) -> frozenset[Rung]:
     """Those that can be stood on with the models that are loaded: fewer segments, or one pass, for whoever has more."""
     if all(each.halting is None for each in _deciding(live)):
-        return ALWAYS
-    return ALWAYS | {Rung.CAPPED} | ({Rung.PPO} if _single_pass(live) is not None else set())
+        return SINGLE_PASS
+    return ALL if _single_pass(live) is not None else NO_SINGLE_PASS
 
 
 def _stable(live: Live, routed: Attempt) -> Attempt | None:

@@ -107,8 +107,8 @@ async def _ask(service: Service, question: Question) -> _Outcome:
     live = service.live
     routed, other = arms(service, live, question.symbol)
     question.require(routed.model.engine.manifest.market, routed.id)
-    _step(service)
-    _start_probe(service, routed, question)
+    available = _step(service)
+    _start_probe(service, available, routed, question)
     failed_too: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
     shadow = _start_shadow(service, other, question, failed_too)
     try:
@@ -124,12 +124,14 @@ async def _ask(service: Service, question: Question) -> _Outcome:
     return _Outcome(question, started, live.state.epoch, routed, other, answer, shadow_run, waited_ms)
 
 
-def _step(service: Service) -> None:
-    """Let the ladder take the step that is due."""
-    change = service.ladder.advance(rungs(service.live))
+def _step(service: Service) -> frozenset[Rung]:
+    """Let the ladder take the step that is due; the rungs there are."""
+    available = rungs(service.live)
+    change = service.ladder.advance(available)
     if change is not None:
         service.telemetry.stepped(change)
         log.warning("ladder", before=change.before.label, after=change.after.label, reason=change.reason)
+    return available
 
 
 async def _answer(
@@ -166,9 +168,9 @@ def _show_ladder(service: Service, outcome: _Outcome) -> None:
     service.ladder.observe(answer.rung, outcome.started, waited_ms, symbol=question.symbol, failed=failed)
 
 
-def _start_probe(service: Service, routed: Attempt, question: Question) -> None:
+def _start_probe(service: Service, available: frozenset[Rung], routed: Attempt, question: Question) -> None:
     """Try the rung above beside this decision, if it is time to."""
-    rung = service.ladder.probe(rungs(service.live))
+    rung = service.ladder.probe(available)
     if rung is not None:
         service.spawn(_probe(service, rung, routed, question))
 

@@ -131,16 +131,16 @@ class Ladder:
 
         FULL is always available: it is what the service does by itself. A rung whose model is gone is left upwards.
         """
-        above, below = self._above(available), min((rung for rung in available if rung > self.rung), default=None)
-        if self.rung not in available and above is not None:
+        if self.rung not in available and (above := self._above(available)) is not None:
             return self._move(above, "models_changed")
         breach = self._standing_breach()
-        if breach is not None and below is not None:
+        if breach is not None and (below := self._below(available)) is not None:
             self._wait_s[self.rung] = self._next_wait_s()
             return self._move(below, breach)
-        if above is not None and above is self._stay.proven:
+        proven = self._stay.proven
+        if proven is not None and proven is self._above(available):
             self._climbed_at = self._clock()
-            return self._move(above, "recovered")
+            return self._move(proven, "recovered")
         return None
 
     def observe(self, rung: Rung, arrived_at: float, latency_ms: float, *, symbol: str, failed: bool) -> None:
@@ -158,6 +158,8 @@ class Ladder:
 
     def probe(self, available: Collection[Rung]) -> Rung | None:
         """The rung above, if a trial run on it is due now. Its outcome must come back by `probed`, in any case."""
+        if self.rung is Rung.FULL:
+            return None
         now, stay, above = self._clock(), self._stay, self._above(available)
         if above is None or stay.probing or now < max(stay.since + self._wait_s[above], stay.probe_at):
             return None
@@ -187,6 +189,9 @@ class Ladder:
 
     def _above(self, available: Collection[Rung]) -> Rung | None:
         return max((rung for rung in available if rung < self.rung), default=None)
+
+    def _below(self, available: Collection[Rung]) -> Rung | None:
+        return min((rung for rung in available if rung > self.rung), default=None)
 
     def _next_wait_s(self) -> float:
         """Before the rung that is being left is tried again: twice as long as last time, if that was not long ago."""

@@ -1,0 +1,70 @@
+"""The tree of values that settings are made of: a YAML file, and what the environment says otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from core.errors import ConfigError
+
+ENV_PREFIX = "HRM_"
+NOT_SETTINGS = {"HRM_SETTINGS", "HRM_ROOT", "HRM_API_TOKEN"}
+
+
+def read_tree(file: Path) -> dict[str, Any]:
+    """The file's mapping of sections. Raises ConfigError."""
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{file}: no such settings file; unset HRM_SETTINGS for the shipped one") from None
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: not readable as YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{file}: must hold a mapping of sections, found {type(tree).__name__}")
+    return tree
+
+
+def environment_overrides(environ: Mapping[str, str], tree: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """HRM_A__B=value as {"a": {"b": value}}; names match without regard to case, values are YAML.
+
+    What has no name in `tree` is a problem, in words.
+    """
+    overrides: dict[str, Any] = {}
+    problems: list[str] = []
+    for variable, text in sorted(environ.items()):
+        if not variable.startswith(ENV_PREFIX) or variable in NOT_SETTINGS:
+            continue
+        node, known = overrides, tree
+        names = variable.removeprefix(ENV_PREFIX).split("__")
+        for depth, name in enumerate(names):
+            key = next((key for key in known if str(key).lower() == name.lower()), None)
+            if key is None:
+                problems.append(f"{variable}: no setting of that name (at '{name.lower()}')")
+                break
+            if depth == len(names) - 1:
+                node[key] = yaml.safe_load(text)
+            else:
+                node = node.setdefault(key, {})
+                known = known[key] if isinstance(known[key], dict) else {}
+    return overrides, problems
+
+
+def merge(base: Any, override: Any) -> Any:
+    """`base` with what `override` names replaced, mapping by mapping."""
+    if not (isinstance(base, dict) and isinstance(override, dict)):
+        return override
+    merged = dict(base)
+    for key, value in override.items():
+        merged[key] = merge(base[key], value) if key in base else value
+    return merged
+
+
+def in_words(detail: Any) -> str:
+    """One of pydantic's errors as a line: where, what, and what was given."""
+    place = ".".join(str(part) for part in detail["loc"])
+    message = detail["msg"].removeprefix("Value error, ")
+    given = "" if isinstance(detail["input"], dict) else f" (got {detail['input']!r})"
+    return f"{place}: {message}{given}"
