@@ -1,90 +1,110 @@
-"""One segment in onnxruntime against the floor of its matrix products, same thread, same run.
+"""One segment in the inference engine against the floor of its matrix products in float32, in one process, on one core.
 
-The model has random weights: time does not depend on what was learned.
+Each format has a process of its own (benchmarks/engine_process.py), which knows what a service knows: no torch. The
+floor is numpy's time for the same products there. The model has random weights: time does not depend on what was
+learned.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import tempfile
-import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
-from benchmarks.machine import described, median_seconds
+from benchmarks.machine import described
+from core.manifest import ModelManifest, Storage
 from core.settings import Settings
-from hrm.export import export_model
+from flows.variants import storage_within_limit
+from hrm.export import MarketSegment, export_model, export_segment
+from hrm.layers import inner_width
 from hrm.model import HierarchicalReasoningModel
-from serving.engine import Engine
-from serving.store import load_version
 from trading.features import schema
 
-RUNS = 30
-BATCH = 64
+CALIBRATION_ROWS = 64
+DEADLINE_S = 600
 
 
-def run(settings: Settings) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Task:
+    """What a process measures. `products`: (inputs, outputs, how often in a segment), each of `tokens` rows."""
+
+    store: str
+    model_id: str
+    tokens: int
+    products: list[tuple[int, int, int]]
+
+
+def run(settings: Settings, formats: tuple[Storage, ...] | None = None) -> dict[str, Any]:
+    """`formats`: by name, what benchmarks.engine_process says. By default the exact one that fits and static_int8."""
     spec = schema(settings.observation)
     model = HierarchicalReasoningModel(
         settings.hierarchical_reasoning_model, spec, settings.trading.max_quantity, seed=0
     )
-    with tempfile.TemporaryDirectory() as folder:
+    formats = formats or (storage_within_limit(model.parameter_count, settings), "static_int8")
+    with tempfile.TemporaryDirectory(prefix="hrm-bench-") as folder:
+        store = Path(folder) / "models"
+        found = {
+            each.storage: _measured(each, store, model, settings) for each in _export(model, store, formats, settings)
+        }
+    return described(1) | {"preset": settings.preset, "threads": 1, "formats": found}
+
+
+def _export(
+    model: HierarchicalReasoningModel, store: Path, formats: tuple[Storage, ...], settings: Settings
+) -> list[ModelManifest]:
+    traced = export_segment(model)
+    observed = MarketSegment(model).drawn(CALIBRATION_ROWS, np.random.default_rng(0))
+    return [
         export_model(
             model,
-            store=Path(folder) / "models",
+            store=store,
             name="hrm",
-            version="bench",
+            version=storage.replace("_", "-"),
             settings=settings,
             metrics={},
             dataset_digest="none",
+            storage=storage,
+            observed=observed,
+            traced=traced,
         )
-        started = time.perf_counter()
-        stored = load_version(Path(folder) / "models", "hrm/bench", size_limit_mb=1000)
-        engine = Engine(stored, settings.serving)
-        ready_s = time.perf_counter() - started
-    rule = settings.hierarchical_reasoning_model.halting_rule
-    rng = np.random.default_rng(0)
-
-    def decide(rows: int, complexity: float) -> None:
-        engine.decide(
-            rng.standard_normal((rows, spec.window, len(spec.bar_features))),
-            rng.standard_normal((rows, len(spec.account_features))),
-            np.full(rows, complexity),
-            np.zeros(rows, dtype=np.int64),
-        )
-
-    # An untrained model never halts by itself (its q head starts at -5), so every decision is of full depth.
-    full_depth = [median_seconds(lambda: decide(1, 1.0), 3) * 1e3 for _ in range(RUNS)]
-    segment_ms = float(np.median(full_depth)) / rule.max_segments
-    floor_ms = _floor_ms(settings, model.tokens)
-    return described(RUNS) | {
-        "preset": settings.preset,
-        "format": "fp32",
-        "provider": engine.provider,
-        "segment_ms": segment_ms,
-        "floor_ms": floor_ms,
-        "ratio_to_floor": segment_ms / floor_ms,
-        "full_depth_p99_ms": float(np.percentile(full_depth, 99)),
-        "rows_per_s": BATCH / median_seconds(lambda: decide(BATCH, 1.0), 5) * rule.max_segments,
-        "rss_mb": psutil.Process().memory_info().rss / 1e6,
-        "ready_s": ready_s,
-    }
+        for storage in formats
+    ]
 
 
-def _floor_ms(settings: Settings, tokens: int) -> float:
-    """Time of the bare matrix products of one segment at batch 1, in numpy."""
+def _measured(
+    manifest: ModelManifest, store: Path, model: HierarchicalReasoningModel, settings: Settings
+) -> dict[str, Any]:
+    task = Task(str(store), f"{manifest.name}/{manifest.version}", model.tokens, products(settings))
+    done = subprocess.run(  # noqa: S603 - our own command, no shell
+        [sys.executable, "-m", "benchmarks.engine_process", json.dumps(asdict(task))],
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=DEADLINE_S,
+        check=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+    )
+    measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return {"model_mb": manifest.metrics["model_mb"]} | measured
+
+
+def products(settings: Settings) -> list[tuple[int, int, int]]:
+    """The matrix products of the blocks of one segment: (inputs, outputs, how often)."""
     hrm = settings.hierarchical_reasoning_model
     shape, depth = hrm.architecture, hrm.hierarchical
     levels = (
         (shape.l_module_dim, shape.l_layers * depth.N_cycles * depth.T_timesteps),
         (shape.h_module_dim, shape.h_layers * depth.N_cycles),
     )
-    products = []
+    found = []
     for width, blocks in levels:
-        inner = -(-round(shape.expansion * width * 2 / 3) // 256) * 256
-        for rows, columns in ((width, 3 * width), (width, width), (width, 2 * inner), (inner, width)):
-            weights = np.ones((rows, columns), dtype=np.float32)
-            products += [(np.ones((tokens, rows), dtype=np.float32), weights)] * blocks
-    return median_seconds(lambda: [left @ right for left, right in products], RUNS) * 1e3
+        inner = inner_width(width, shape.expansion)
+        for inputs, outputs in ((width, 3 * width), (width, width), (width, 2 * inner), (inner, width)):
+            found.append((inputs, outputs, blocks))
+    return found
