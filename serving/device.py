@@ -9,8 +9,9 @@ Shapes: R slots, B of a captured run; z_H [R, tokens, h], z_L [R, tokens, l].
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ from serving.reasoning import Arrays, Ints
 from serving.slots import RESET
 
 WARM_UP_RUNS = 3  # onnxruntime captures in the first ones
+FLOAT_BYTES = 4
+ALIGNED = 64  # numbers: kernels expect a tensor to begin where an allocator would put it
 
 
 @dataclass
@@ -33,8 +36,10 @@ class _Captured:
     binding: Any
     options: ort.RunOptions
     inputs: dict[str, Any]
-    outputs: dict[str, Any]
-    seen: int = field(default=-1)
+    said: Any  # every output but the carry, one after the other: one copy brings them all
+    places: dict[str, tuple[int, tuple[int, ...]]]  # of each output in it: offset and shape, in numbers
+    placed: int = -1
+    reset: bool = True  # whether the device's `reset` has a True
 
 
 class DeviceSlots:
@@ -65,36 +70,49 @@ class DeviceSlots:
 
     def run(self, slots: Ints) -> Arrays:
         run = next(each for each in self._runs if each.rows > slots[-1])
-        if run.seen != self._placed:
+        if run.placed != self._placed:
             for name in self._host.keys() - {RESET}:
                 run.inputs[name].update_inplace(self._host[name][: run.rows])
-            run.seen = self._placed
-        run.inputs[RESET].update_inplace(self._host[RESET][: run.rows])
+            run.placed = self._placed
+        reset = self._host[RESET][: run.rows]
+        if run.reset or reset.any():
+            run.inputs[RESET].update_inplace(reset)
+            run.reset = bool(reset.any())
         self._graph.run_bound(run.binding, run.options)
-        self._host[RESET][slots] = False
-        return {name: value.numpy()[slots] for name, value in run.outputs.items()}
+        reset[slots] = False
+        said = run.said.numpy()
+        return {
+            name: said[at : at + math.prod(shape)].reshape(shape)[slots] for name, (at, shape) in run.places.items()
+        }
 
     def _captured(self, rows: int) -> _Captured:
         binding = self._graph.binding()
         inputs = {name: self._graph.on_device(array[:rows]) for name, array in self._host.items()}
-        outputs = {
-            name: self._graph.on_device(np.zeros((rows, *shape), np.float32))
-            for name, shape in self._graph.row_outputs.items()
-            if name.removesuffix("_next") not in self._carry
-        }
         for name, value in inputs.items():
             binding.bind_ortvalue_input(name, value)
-        for name, value in outputs.items():
-            binding.bind_ortvalue_output(name, value)
         for name, value in self._carry.items():
             where = (value.device_name(), 0, np.float32, (rows, *value.shape()[1:]), value.data_ptr())
             binding.bind_input(name, *where)
             binding.bind_output(f"{name}_next", *where)
+        places, length = self._places(rows)
+        said = self._graph.on_device(np.zeros(length, np.float32))
+        for name, (at, shape) in places.items():
+            where = (said.device_name(), 0, np.float32, shape, said.data_ptr() + at * FLOAT_BYTES)
+            binding.bind_output(name, *where)
         options = ort.RunOptions()
         options.add_run_config_entry("gpu_graph_id", str(rows))
         for _ in range(WARM_UP_RUNS):
             self._graph.run_bound(binding, options)
-        return _Captured(rows, binding, options, inputs, outputs)
+        return _Captured(rows, binding, options, inputs, said, places)
+
+    def _places(self, rows: int) -> tuple[dict[str, tuple[int, tuple[int, ...]]], int]:
+        """Where each output of `rows` rows begins, and where the last one ends."""
+        places, at = {}, 0
+        for name, shape in self._graph.row_outputs.items():
+            if name.removesuffix("_next") not in self._carry:
+                places[name] = (at, (rows, *shape))
+                at += -(-math.prod((rows, *shape)) // ALIGNED) * ALIGNED
+        return places, at
 
 
 def ladder(rows: int) -> list[int]:
