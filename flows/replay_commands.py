@@ -90,8 +90,10 @@ def _replayed(settings: Settings, records: Iterable[Record]) -> Iterator[Replaye
 
 
 def _few(settings: Settings, records: list[Record], as_json: bool) -> int:
+    from serving.replay import AGREES
+
     results = list(_replayed(settings, records))
-    same = all(result.verdict == "same" for result in results)
+    same = all(result.verdict in AGREES for result in results)
     if as_json:
         facts = [record.facts.model_dump(mode="json") for record in records]
         answer({"same": same, "replayed": [asdict(result) for result in results], "records": facts}, as_json)
@@ -105,19 +107,20 @@ def _many(settings: Settings, folder: Path, first: float, last: float, as_json: 
     from rich.console import Console
 
     from serving.audit import between
+    from serving.replay import AGREES
 
     verdicts: Counter[str] = Counter()
     others: list[Replayed] = []
     with progress_bars(Console(stderr=True)):
         for result in _replayed(settings, _watched(between(folder, first, last), last)):
             verdicts[result.verdict] += 1
-            if result.verdict != "same" and len(others) < LISTED:
+            if result.verdict not in AGREES and len(others) < LISTED:
                 others.append(result)
     if not verdicts:
         raise DataError(f"{folder}: no decision on record in that time", code="decision_not_found")
     summary: dict[str, Any] = {"arms": verdicts.total(), **verdicts}
     answer(summary | ({"not_same": [asdict(each) for each in others]} if others else {}), as_json)
-    return 0 if verdicts.keys() == {"same"} else 1
+    return 0 if verdicts.keys() <= AGREES else 1
 
 
 def _watched(records: Iterator[Record], last: float) -> Iterator[Record]:
@@ -137,6 +140,8 @@ def _print(record: Record, results: list[Replayed]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from serving.replay import AGREES
+
     facts = record.facts
     table = Table(title=f"{facts.decision_id}  {facts.symbol}  rung {facts.rung}", box=None, title_justify="left")
     for name in ("", "model", "action", "quantity", "segments", ""):
@@ -144,7 +149,7 @@ def _print(record: Record, results: list[Replayed]) -> None:
     for result in results:
         table.add_row(result.arm, result.model or "a rule", *_columns(result.recorded), "as recorded")
         again = ("-",) * 3 if result.again is None else _columns(result.again)
-        verdict = "[green]same[/]" if result.verdict == "same" else f"[bold red]{result.verdict}[/]"
+        verdict = f"[{'green' if result.verdict in AGREES else 'bold red'}]{result.verdict}[/]"
         table.add_row("", "", *again, verdict)
     console = Console()
     console.print(table)

@@ -3,11 +3,14 @@
     by a model     the same bytes on the same inputs; what a deadline or the ladder cut is cut at the same segment
     by a rule      the rule once more: go flat on rung `rule`, else HOLD
 
-Rows of one model are decided together: what a row answers does not follow from its batch (serving/reasoning.py).
+Rows of one model are decided together: what a row answers does not follow from its batch (serving/reasoning.py). On a
+CPU that is so to the last bit. A device rounds products of another size otherwise: where one decided, or replays, a
+quantity may be off by DEVICE_ROUNDING and the verdict is `rounding`, which is no difference.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -18,13 +21,17 @@ import numpy as np
 from core.actions import SAFE_DECISION, go_flat
 from core.errors import ModelError
 from serving.engine import Engine
+from serving.graph import GPU_PROVIDERS
 from serving.reasoning import UNLIMITED
 from serving.records import Answer, Facts, Floats, Record
 
 CUT = frozenset({"deadline_reached", "segments_capped"})
 ROWS = 256  # records that are looked at together
 
-Verdict = Literal["same", "differs", "other_bytes", "no_model"]
+DEVICE_ROUNDING = 0.01  # of the quantity: 16-bit arithmetic
+AGREES = frozenset({"same", "rounding"})
+
+Verdict = Literal["same", "rounding", "differs", "other_bytes", "no_model"]
 Loader = Callable[[str], Engine]
 
 
@@ -70,6 +77,16 @@ class _Case:
         recorded = Decided(self.answer.action, self.answer.quantity, self.answer.segments)
         verdict = verdict or ("same" if again == recorded else "differs")
         return Replayed(self.facts.decision_id, self.arm, self.answer.model, recorded, again, verdict, why)
+
+    def compared(self, again: Decided, provider: str) -> Replayed:
+        """With what `provider` came to."""
+        theirs = self.answer.provider
+        elsewhere = None if theirs == provider else f"decided by {theirs}, replayed by {provider}"
+        close = math.isclose(again.quantity, self.answer.quantity, rel_tol=DEVICE_ROUNDING)
+        alike = close and (again.action, again.segments) == (self.answer.action, self.answer.segments)
+        exact = again.quantity == self.answer.quantity
+        device = not GPU_PROVIDERS.isdisjoint({theirs, provider})
+        return self.result(again, elsewhere, "rounding" if alike and device and not exact else None)
 
 
 def replay(records: Iterable[Record], load: Loader) -> Iterator[Replayed]:
@@ -140,11 +157,4 @@ def _decide(engine: Engine, cases: list[_Case]) -> list[Replayed]:
             return [cases[0].result(None, str(error))]
         return [result for case in cases for result in _decide(engine, [case])]
     rows = zip(made.action.tolist(), made.quantity.tolist(), made.segments.tolist(), strict=True)
-    return [case.result(Decided(*row), _elsewhere(case, engine)) for case, row in zip(cases, rows, strict=True)]
-
-
-def _elsewhere(case: _Case, engine: Engine) -> str | None:
-    """What may explain a difference in the last bits."""
-    if case.answer.provider == engine.provider:
-        return None
-    return f"decided by {case.answer.provider}, replayed by {engine.provider}"
+    return [case.compared(Decided(*row), engine.provider) for case, row in zip(cases, rows, strict=True)]

@@ -134,7 +134,7 @@ class Telemetry:
         self._lines_dropped = 0
 
     def ran(self, run: Run, role: str) -> None:
-        """Count one run of a model; `role` is champion, challenger or shadow."""
+        """Count one run of a model; `role` is champion, challenger, shadow or (of the ladder) probe."""
         arm, decisions = self._arm(run.model_id, role), run.decisions
         if run.error_code == "overloaded":
             self.shed.labels(*run.model_id.split("/"), role).inc()

@@ -304,6 +304,21 @@ def test_a_record_that_was_altered_does_not_replay(settings: Settings) -> None:
         assert result.again == Decided(0, 1.0, 1)
 
 
+@pytest.mark.parametrize(("share", "verdict"), [(1.0, "same"), (1.005, "rounding"), (1.02, "differs")])
+def test_a_device_may_round_a_quantity_and_no_more(settings: Settings, share: float, verdict: str) -> None:
+    answered(settings, 1)
+    (record,) = records_of(settings)
+    kept = record.facts.answer
+    on_device = {"provider": "CUDAExecutionProvider", "quantity": kept.quantity * share}
+    facts = record.facts.model_copy(update={"answer": kept.model_copy(update=on_device)})
+    (result,) = replayed(settings, [Record(facts, record.arrays)])
+    assert result.verdict == verdict
+    assert "decided by CUDAExecutionProvider" in str(result.why)
+    other = kept.model_copy(update=on_device | {"segments": 2})
+    (result,) = replayed(settings, [Record(facts.model_copy(update={"answer": other}), record.arrays)])
+    assert result.verdict == "differs"
+
+
 def test_one_row_that_fails_now_is_not_held_against_its_batch(settings: Settings) -> None:
     answered(settings, 3, champion="nan/v1")
     records = records_of(settings)
