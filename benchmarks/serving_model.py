@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from core.errors import ModelError
 from core.halting import minimum_segments
 from core.manifest import ModelManifest, Storage
+from core.observation import ObservationSchema
 from core.settings import Settings
 from flows.variants import storage_within_limit
 from serving.engine import Engine
@@ -67,6 +68,7 @@ def publish_model(settings: Settings, store: Path, storage: Storage | None) -> M
 
     model = _model(settings)
     storage = storage or storage_within_limit(model.parameter_count, settings)
+    bars, account = _rows(model.schema, _markers(ROWS), seed=2)
     manifest = export_model(
         model,
         store=store,
@@ -76,6 +78,7 @@ def publish_model(settings: Settings, store: Path, storage: Storage | None) -> M
         metrics={},
         dataset_digest="none",
         storage=storage,
+        observed={"bars": bars, "account": account} if storage == "static_int8" else None,
     )
     _prove(manifest, store, settings)
     return manifest
@@ -86,21 +89,33 @@ def questions(manifest: ModelManifest, depths: tuple[int, ...], count: int, seed
     rule = manifest.halting
     if rule is None:
         raise ModelError(f"{manifest.name}: thinks in one pass; depth is an HRM's", code="manifest_invalid")
-    random, seen = np.random.default_rng(seed), manifest.market
+    random = np.random.default_rng(seed)
     depth = random.permutation(np.resize(depths, count))
     minimum = {int(minimum_segments(np.float32(each), rule)): each for each in reversed(COMPLEXITIES)}
     full = np.array([each not in minimum for each in depth])
     if set(depth[full]) - {rule.max_segments}:
         raise ModelError(f"depths must be in {sorted(minimum)} or {rule.max_segments}, got {depths}", code="usage")
-    account = random.standard_normal((count, len(seen.account_features)), dtype=np.float32)
-    account[:, 0] = np.where(full, -MARKER, MARKER)
+    bars, account = _rows(manifest.market, np.where(full, -1.0, 1.0), seed)
     return Questions(
-        bars=random.standard_normal((count, seen.window, len(seen.bar_features)), dtype=np.float32),
+        bars=bars,
         account=account,
         complexity=np.array([minimum.get(int(each), 0.0) for each in depth], dtype=np.float32),
         position=random.integers(-1, 2, count),
         depth=depth,
     )
+
+
+def _markers(count: int) -> NDArray[np.float64]:
+    """As many +1 as -1."""
+    return np.resize((1.0, -1.0), count)
+
+
+def _rows(seen: ObservationSchema, marker: NDArray[np.float64], seed: int) -> tuple[Floats, Floats]:
+    """Random bars [n, W, F] and accounts [n, A] with the marker's signs [n]."""
+    random, count = np.random.default_rng(seed), len(marker)
+    account = random.standard_normal((count, len(seen.account_features)), dtype=np.float32)
+    account[:, 0] = MARKER * marker
+    return random.standard_normal((count, seen.window, len(seen.bar_features)), dtype=np.float32), account
 
 
 def _model(settings: Settings) -> HierarchicalReasoningModel:
@@ -121,16 +136,13 @@ def _teach_when_to_halt(model: HierarchicalReasoningModel) -> None:
     """q_halt = +LOGIT where the marker is positive and -LOGIT where it is not, after any segment; q_continue = 0."""
     import torch
 
-    random = torch.Generator().manual_seed(0)
-    marker = torch.tensor([1.0, -1.0]).repeat(ROWS // 2)
-    bars = torch.randn((ROWS, model.schema.window, len(model.schema.bar_features)), generator=random)
-    account = torch.randn((ROWS, len(model.schema.account_features)), generator=random)
-    account[:, 0] = MARKER * marker
-    seen = _decision_tokens(model, bars, account)  # [S, B, h]
-    wanted = (LOGIT * marker).repeat(len(seen))
-    inputs = torch.cat((seen.flatten(0, 1), torch.ones(len(wanted), 1)), dim=1).double()
-    shrunk = RIDGE * len(wanted) * torch.eye(inputs.shape[1], dtype=torch.float64)
-    fitted = torch.linalg.solve(inputs.T @ inputs + shrunk, inputs.T @ wanted.double()).float()
+    marker = _markers(ROWS)
+    bars, account = _rows(model.schema, marker, seed=0)
+    seen = _decision_tokens(model, torch.from_numpy(bars), torch.from_numpy(account)).double()  # [S, B, h]
+    wanted = torch.from_numpy(LOGIT * marker).repeat(len(seen))
+    inputs = torch.cat((seen.flatten(0, 1), torch.ones(len(wanted), 1)), dim=1)
+    shrunk = RIDGE * len(wanted) * torch.eye(inputs.shape[1])
+    fitted = torch.linalg.solve(inputs.T @ inputs + shrunk, inputs.T @ wanted).float()
     with torch.no_grad():
         model.q_head.weight.zero_()
         model.q_head.bias.zero_()

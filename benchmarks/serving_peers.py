@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers import PeerError
+from benchmarks.peers import PEERS, PeerError, installed
 from benchmarks.serving_load import Load, measured
 from benchmarks.serving_model import Questions
 from benchmarks.serving_targets import Model, Target, peer
@@ -60,6 +60,10 @@ def tuned(
     name: str, model: Model, asked: Questions, *, clients: int, state_dir: Path
 ) -> tuple[list[dict[str, Any]], Contender | None]:
     """Every setting with what it was worth in a short trial, and the best one as a contender; None if none runs."""
+    try:
+        installed(PEERS[name], state_dir)
+    except PeerError as error:
+        return [{"absent": str(error)}], None
     trials, contenders = [], []
     for tuning in TUNINGS[name]:
         contender = partial(peer, name, model, asked, tuning=tuning, state_dir=state_dir)

@@ -14,7 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +35,7 @@ from flows.service_process import service_process
 Form = Literal["json", "binary"]
 
 START_S = 120.0  # Ray starts a dozen processes
+END_S = 10.0
 OCTETS = {"Content-Type": "application/octet-stream"}
 JSON = {"Content-Type": "application/json"}
 
@@ -189,14 +190,16 @@ def _answers(url: str, body: bytes | None) -> bool:
 
 @contextmanager
 def _no_orphans(pid: int) -> Iterator[None]:
-    """End the descendants of `pid` that outlive it: daemons become nobody's children."""
+    """End `pid`, and then those of its descendants that outlive it: daemons become nobody's children."""
     try:
         yield
     finally:
-        family = psutil.Process(pid).children(recursive=True) if psutil.pid_exists(pid) else []
-        if psutil.pid_exists(pid):
-            psutil.Process(pid).terminate()
-        _, left = psutil.wait_procs(family, timeout=10)
-        for each in left:
-            each.kill()
-        psutil.wait_procs(left, timeout=5)
+        with suppress(psutil.NoSuchProcess):  # it has ended by itself, and whoever waits for it says so
+            root = psutil.Process(pid)
+            family = root.children(recursive=True)
+            root.terminate()
+            psutil.wait_procs([root], timeout=END_S)
+            _, left = psutil.wait_procs(family, timeout=1)
+            for each in left:
+                each.kill()
+            psutil.wait_procs(left, timeout=END_S)
