@@ -66,12 +66,13 @@ def named(service: Service, name: str, version: str | None = None) -> Batcher:
     models = loaded(service, name)
     if not models:
         raise not_loaded(name)
-    return max(models, key=lambda model: model.engine.manifest.created_at)
+    return models[-1]
 
 
 def loaded(service: Service, name: str) -> list[Batcher]:
-    """Every loaded version of it."""
-    return [model for model in service.live.models.values() if model.engine.manifest.name == name]
+    """Every loaded version of it, the oldest first."""
+    models = [model for model in service.live.models.values() if model.engine.manifest.name == name]
+    return sorted(models, key=lambda model: model.engine.manifest.created_at)
 
 
 def not_loaded(what: str) -> ModelError:

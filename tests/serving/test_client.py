@@ -289,41 +289,39 @@ def test_a_service_that_takes_too_long_is_a_hold_in_time(behaviour: Callable[[so
 
 def test_an_abort_gets_through_although_every_connection_hangs() -> None:
     """A pool of httpx has 100 connections; all of them wait for decisions that do not come."""
-    released = threading.Event()
+    hanging: list[socket.socket] = []
     aborted = response("200 OK", ROLLOUT | {"phase": "rolled_back", "latched": True})
 
     def answer(connection: socket.socket) -> None:
-        with connection:
-            if b"/v1/rollout/abort" in connection.recv(65536):
+        if b"/v1/rollout/abort" in connection.recv(65536):
+            with connection:
                 connection.sendall(aborted)
-            else:
-                released.wait(10)
+        else:
+            hanging.append(connection)
 
-    with socket.create_server(("127.0.0.1", 0), backlog=256) as listener, ThreadPoolExecutor(256) as pool:
+    async def story(url: str) -> None:
+        async with AsyncServiceClient(url, "t") as client:
+            waiting = [asyncio.create_task(client.decide(QUESTION)) for _ in range(100)]
+            deadline = time.monotonic() + 10
+            while len(hanging) < 100:
+                assert time.monotonic() < deadline
+                await asyncio.sleep(0.01)
+            assert (await client.abort("drawdown")).latched
+            assert not any(task.done() for task in waiting)
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+
+    with socket.create_server(("127.0.0.1", 0), backlog=256) as listener, ThreadPoolExecutor(128) as pool:
 
         def accept() -> None:
-            for _ in range(102):
+            for _ in range(101):
                 pool.submit(answer, listener.accept()[0])
 
         pool.submit(accept)
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-
-        async def story() -> bool:
-            async with AsyncServiceClient(url, "t") as client:
-                waiting = [asyncio.create_task(client.decide(QUESTION)) for _ in range(100)]
-                await asyncio.sleep(0)
-                state = await client.abort("drawdown")
-                with ServiceClient(url, "t") as other:
-                    again = await asyncio.to_thread(other.abort, "drawdown")
-                for task in waiting:
-                    task.cancel()
-                await asyncio.gather(*waiting, return_exceptions=True)
-                return state.latched and again.latched
-
-        try:
-            assert asyncio.run(story())
-        finally:
-            released.set()
+        asyncio.run(story(f"http://127.0.0.1:{listener.getsockname()[1]}"))
+        for connection in hanging:
+            connection.close()
 
 
 def test_an_abort_over_http_aborts(running: ServiceProcess) -> None:

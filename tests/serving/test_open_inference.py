@@ -14,7 +14,7 @@ from tiny_models import RULE  # beside this file
 from tritonclient.utils import InferenceServerException
 
 from core.halting import minimum_segments
-from flows.drill_models import FAULT_LEVEL, SCHEMA
+from flows.drill_models import FAULT_LEVEL, SCHEMA, publish_policy
 from flows.service_process import ServiceProcess
 from serving.protocol import OUTPUTS
 
@@ -186,11 +186,14 @@ def _question() -> dict[str, Any]:
     return {"symbol": "X", "bars": [[0.5] * F] * W, "complexity": 0.2, "accounts": {"champion": account}}
 
 
-def test_who_decides_is_asked_when_no_version_is_named(http: httpx.Client) -> None:
-    http.post("/v1/models/nan/v1/load").raise_for_status()
-    assert infer(http, document(), "ppo").json()["model_version"] == "v1"
-    assert http.post("/v1/models/nan/v1/unload").json() == {"status": "unloaded"}
-    assert http.post("/v1/models/nan/v1/unload").status_code == 409
+def test_who_decides_is_asked_when_no_version_is_named(running: ServiceProcess, http: httpx.Client) -> None:
+    publish_policy(running.log.parent / "models", "ppo/v2")  # newer, and it does not decide
+    http.post("/v1/models/ppo/v2/load").raise_for_status()
+    assert infer(http, document()).json()["model_version"] == "v1"
+    assert http.post("/v2/models/ppo/versions/v2/infer", json=document()).json()["model_version"] == "v2"
+    assert http.get("/v2/models/ppo").json()["versions"] == ["v1", "v2"]
+    assert http.post("/v1/models/ppo/v2/unload").json() == {"status": "unloaded"}
+    assert http.post("/v1/models/ppo/v2/unload").status_code == 409
 
 
 def test_a_model_that_fails_is_an_error_and_condemns_nobody(
