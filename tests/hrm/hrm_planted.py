@@ -5,7 +5,11 @@ The direction of the market is the sign of the last bars' first feature, so the 
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import onnx
+import onnxruntime
 import torch
 
 from core.observation import ObservationSchema
@@ -73,3 +77,12 @@ def planted_rows(rows: int, seed: int) -> dict[str, np.ndarray]:
 
 def planted_batch(rows: int, seed: int) -> Batch:
     return market_batch(planted_rows(rows, seed))
+
+
+def as_loaded(file: bytes, path: Path) -> onnx.GraphProto:
+    """The graph that onnxruntime makes of the file."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(path)
+    options.log_severity_level = 4  # it warns that such a file is for this machine
+    onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    return onnx.load(path).graph
