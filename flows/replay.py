@@ -174,8 +174,9 @@ def _ask(service: Service, question: Question) -> DecisionResponse | None:
 def _decided(answer: DecisionResponse | None, role: str) -> Decided:
     """The part of an answer that is `role`'s: its shadow, or what was answered to the arm it was routed to.
 
-    An arm that did not answer holds: `late` if it was too slow for a shadow, else `failed`, as is an acting decision
-    that another model had to take. `latency_ms` is then what the service knows of its run, NaN while it still ran.
+    An arm that did not answer holds: `late` if it was too slow for a shadow, or a degraded service did not ask it, else
+    `failed`, as is an acting decision that another model had to take. `latency_ms` is then what the service knows of
+    its run, NaN while it still ran.
     """
     if answer is None:
         return Decided()
@@ -185,7 +186,7 @@ def _decided(answer: DecisionResponse | None, role: str) -> Decided:
     routed = answer.role if shadow is None else _other(shadow.role)
     if routed == role:
         return _read(answer, acting=True)
-    late, ran_ms = answer.shadow_missing == "late", answer.shadow_latency_ms
+    late, ran_ms = answer.shadow_missing in ("late", "degraded"), answer.shadow_latency_ms
     return Decided(failed=not late, late=late, latency_ms=float("nan") if ran_ms is None else ran_ms)
 
 

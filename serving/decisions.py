@@ -96,7 +96,7 @@ async def decide(service: Service, question: Question) -> DecisionResponse:
         rung=answer.rung.label,
         shadow=shadowed,
         shadow_missing=_why_missing(answer.rung, outcome.shadow) if other is not None and shadowed is None else None,
-        shadow_latency_ms=_shadow_ms(outcome.shadow, outcome.waited_ms) if other is not None else None,
+        shadow_latency_ms=_shadow_ms(outcome) if other is not None and answer.rung is Rung.FULL else None,
     )
     _tell(service, response, trace_id)
     return response
@@ -248,9 +248,9 @@ def _why_missing(rung: Rung, shadow_run: Run | None) -> Literal["late", "failed"
     return "failed" if shadow_run is not None and shadow_run.failed else "late"
 
 
-def _shadow_ms(shadow_run: Run | None, waited_ms: float) -> float:
+def _shadow_ms(outcome: _Outcome) -> float:
     """The model's own time; of a late one the time it has had, so that percentiles are not cut off."""
-    return waited_ms if shadow_run is None else shadow_run.latency_ms
+    return outcome.waited_ms if outcome.shadow is None else outcome.shadow.latency_ms
 
 
 def _decision(outcome: _Outcome) -> Decision:

@@ -170,6 +170,7 @@ def test_on_a_lower_rung_no_shadow_adds_to_the_load(settings: Settings) -> None:
         stand_on(service, Rung.RULE)
         answer = await decide(service, question(positions=(-1, None)))
         assert (answer.action_name, answer.shadow, answer.shadow_missing) == ("CLOSE_SHORT", None, "degraded")
+        assert answer.shadow_latency_ms is None  # it was not asked
 
     serve(settings, story)
 
