@@ -25,7 +25,7 @@ from flows.progress import bars, report
 from flows.revision import git_commit
 from flows.tracking import LOOK, Description, judged, tracked
 from flows.train import require_name
-from flows.variants import publish_variant, storage_within_limit
+from flows.variants import publish_variant
 from trading.bootstrap import mean_interval
 from trading.dataset import Dataset, build_dataset, training_env
 from trading.evaluation import Evaluation, advantage, evaluate
@@ -156,7 +156,8 @@ def _publish(agent: HRMAgent, data: Dataset, settings: Settings, *, version: str
         store=state_dir / "models",
         name=MODEL,
         version=version,
-        storage=storage_within_limit(agent.model.parameter_count, settings),
+        storage="auto",
+        data=data,
         metrics={"validation": validation},
         dataset_digest=data.digest,
         git_commit=git_commit(),

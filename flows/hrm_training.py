@@ -2,7 +2,8 @@
 
 Every `validation_frequency` epochs the moving average of the weights plays the validation sessions; the best one,
 by regret where the optimum is known and by return elsewhere, is exported. The export proves that onnxruntime
-computes what torch does; weights too many for NFR1.4 are stored in 16 bits. The comparison is paired by session.
+computes what torch does, in the fastest format whose decisions are the trained model's (flows/variants.py). The
+comparison is paired by session.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from flows.phases import complete, dataset_of, free_version, summary
 from flows.progress import report
 from flows.revision import git_commit
 from flows.run_state import Run, load_run
-from flows.variants import publish_variant, storage_within_limit
+from flows.variants import publish_variant
 from trading.bootstrap import mean_interval
 from trading.dataset import Dataset
 from trading.evaluation import advantage
@@ -67,7 +68,8 @@ def train_challenger(run_dir: str) -> dict[str, Any]:
         store=run.models,
         name=MODEL,
         version=free_version(run, MODEL),
-        storage=storage_within_limit(agent.model.parameter_count, run.settings),
+        storage="auto",
+        data=data,
         metrics={"validation": min(point["loss_bps"] for point in curve)},
         dataset_digest=data.digest,
         git_commit=git_commit(),

@@ -53,7 +53,7 @@ GRAPH_MB = 5.0  # room for what is not a weight
 CALIBRATION_ROWS = 64
 BATCH = 32
 MEASURED_S = 2.0
-WORTH_IT = 0.8  # of the exact format's time: fewer bits are taken for their speed, if they bring that much
+WORTH_IT = 0.7  # of the exact format's time: fewer bits are taken for their speed, if they bring that much
 
 
 def storage_within_limit(parameters: int, settings: Settings) -> Storage:

@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 from tiny_migration import TINY
 
 from core.errors import ModelError
 from core.gates import Limit
-from core.manifest import Storage
+from core.manifest import ModelManifest, Storage
 from core.settings import Settings, load_settings
+from flows.options import Format
 from flows.variants import agreement, cost_of_storage, publish_variant, storage_within_limit
 from hrm.agent import HRMAgent
 from hrm.batch import MarketSampler, MarketTable
 from hrm.decide import decide
 from hrm.export import export_model, export_segment
 from hrm.model import HierarchicalReasoningModel
-from serving.engine import load_engine
+from hrm.segment import OTHER_GOLDEN_ROWS
+from serving.engine import Engine, load_engine
+from serving.store import StoredModel, load_version
 from trading.dataset import Dataset, build_dataset, training_table
+from trading.observations import observe
 
 HRM = "HRM_HIERARCHICAL_REASONING_MODEL__"
 SMALL = TINY | {
@@ -62,7 +69,7 @@ def store_of(settings: Settings) -> Path:
     return settings.paths.state_dir / "models"
 
 
-def publish(model: HierarchicalReasoningModel, settings: Settings, version: str, storage: Storage):
+def publish(model: HierarchicalReasoningModel, settings: Settings, version: str, storage: Format) -> ModelManifest:
     return publish_variant(
         model,
         settings,
@@ -80,16 +87,17 @@ def with_gate(settings: Settings, **limits: Mapping[str, float]) -> Settings:
     return settings.model_copy(update={"gates": settings.gates.model_copy(update={"export": gate})})
 
 
-@pytest.mark.parametrize("storage", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("storage", ["fp32", "fp16", "int8", "static_int8"])
 def test_a_variant_that_passes_is_published_with_the_gates_numbers_and_served_as_it_is(
     trained: HierarchicalReasoningModel, settings: Settings, data: Dataset, storage: Storage
 ) -> None:
-    manifest = publish(trained, settings, f"good-{storage}", storage)
+    version = f"good-{storage.replace('_', '-')}"
+    manifest = publish(trained, settings, version, storage)
     assert manifest.storage == storage
     assert manifest.metrics["validation"] == 1.0
     assert manifest.metrics["action_agreement_ratio"] >= 0.99
     assert abs(manifest.metrics["excess_regret_bps_per_day"]) <= 0.1
-    engine = load_engine(settings, f"hrm/good-{storage}")
+    engine = load_engine(settings, f"hrm/{version}")
     assert engine.manifest.metrics == manifest.metrics
     assert engine.golden_max_abs_error < 1e-4
 
@@ -160,6 +168,94 @@ def test_a_version_that_is_taken_is_refused_before_anything_is_exported(
     (store_of(settings) / "hrm" / "taken").mkdir(parents=True)
     with pytest.raises(ModelError, match="taken exists already"):
         publish(trained, settings, "taken", "fp32")
+
+
+@pytest.mark.usefixtures("exported_once")
+def test_auto_measures_both_and_publishes_the_faster(
+    trained: HierarchicalReasoningModel, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for worth_it, storage in ((1e9, "static_int8"), (0.0, "fp32")):
+        monkeypatch.setattr("flows.variants.WORTH_IT", worth_it)
+        manifest = publish(trained, settings, f"auto-{worth_it:g}".replace("+", ""), "auto")
+        assert manifest.storage == storage
+        measured = {name for name in manifest.metrics if name.startswith(("latency_ms_", "batch_ms_"))}
+        assert measured == {f"{what}_ms_{each}" for what in ("latency", "batch") for each in ("fp32", "static_int8")}
+        assert all(0 < manifest.metrics[name] < 1e3 for name in measured)
+
+
+@pytest.mark.usefixtures("exported_once")
+def test_auto_keeps_the_exact_format_where_integers_decide_otherwise(
+    trained: HierarchicalReasoningModel, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.variants.WORTH_IT", 1e9)
+    monkeypatch.setattr("hrm.quantize.WEIGHT_LEVELS", 1)  # weights of -1, 0 and 1: another model
+    strict = with_gate(settings, action_agreement_ratio={"min": 0.99}, excess_regret_bps_per_day={"max": 0.1})
+    manifest = publish(trained, strict, "auto-exact", "auto")
+    assert manifest.storage == "fp32"
+    assert manifest.metrics["action_agreement_ratio"] == 1.0
+
+
+@pytest.fixture(scope="module")
+def integers(trained: HierarchicalReasoningModel, settings: Settings) -> StoredModel:
+    publish(trained, settings, "integers", "static_int8")
+    return load_version(store_of(settings), "hrm/integers", size_limit_mb=100)
+
+
+def test_a_decision_of_integers_is_bit_by_bit_the_same_in_any_batch(
+    integers: StoredModel, settings: Settings, data: Dataset
+) -> None:
+    random, engine = np.random.default_rng(0), Engine(integers, settings.serving)
+    at = random.choice(data.test.decision_bars, 40)
+    seen = observe(data.test, data.schema, at, random.integers(-1, 2, 40))
+    together = engine.decide(*seen)
+    for rows in ([5], [39, 5], list(range(7, 29)), [5] * 9 + [1]):
+        part = engine.decide(*(array[rows] for array in seen))
+        for name in ("action", "quantity", "probabilities", "value", "segments"):
+            np.testing.assert_array_equal(getattr(part, name), getattr(together, name)[rows], err_msg=name)
+
+
+def test_a_processor_that_rounds_some_activation_otherwise_may_serve_integers(
+    integers: StoredModel, settings: Settings
+) -> None:
+    rows = len(integers.golden["in_reset"])
+    assert rows == OTHER_GOLDEN_ROWS
+    moved = shifted(integers, np.arange(rows) < rows // 4)
+    assert Engine(moved, settings.serving).golden_max_abs_error == 0.0
+
+
+def test_a_processor_that_computes_integers_otherwise_may_not(
+    integers: StoredModel, trained: HierarchicalReasoningModel, settings: Settings, data: Dataset
+) -> None:
+    with pytest.raises(ModelError, match="differs from its golden outputs") as error:
+        Engine(shifted(integers, np.ones(len(integers.golden["in_reset"]), np.bool_)), settings.serving)
+    assert error.value.code == "golden_mismatch"
+    other = replace(integers, onnx=with_one_scale_wrong(integers.onnx))
+    with pytest.raises(ModelError, match="differs from its golden outputs"):
+        Engine(other, settings.serving)
+
+
+def shifted(model: StoredModel, rows: np.ndarray) -> StoredModel:
+    """Goldens of a machine that answers 0.01 more in some rows."""
+    moved = model.golden["out_value"] + 0.01 * rows.astype(np.float32)
+    return replace(model, golden={**model.golden, "out_value": moved})
+
+
+def with_one_scale_wrong(file: bytes) -> bytes:
+    """What another arithmetic comes to: one place where every activation is 3 % larger."""
+    model = onnx.load_from_string(file)
+    scale = next(tensor for tensor in model.graph.initializer if tensor.name.endswith(".s"))
+    scale.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(scale) * np.float32(1.03), scale.name))
+    return bytes(model.SerializeToString())
+
+
+def test_integers_are_computed_on_the_processor_even_where_a_gpu_is_wanted_first(
+    integers: StoredModel, settings: Settings
+) -> None:
+    assert settings.serving.providers[0] == "CUDAExecutionProvider"
+    assert Engine(integers, settings.serving).provider == "CPUExecutionProvider"
+    strict = settings.serving.model_copy(update={"strict_provider": True})
+    with pytest.raises(ModelError, match="export another format than static_int8"):
+        Engine(integers, strict)
 
 
 def test_a_model_of_another_observation_is_refused(trained: HierarchicalReasoningModel, settings: Settings) -> None:
