@@ -31,7 +31,7 @@ from benchmarks.serving_model import Questions, publish_model, questions
 from benchmarks.serving_peers import PEER_NAMES, Contender, tuned
 from benchmarks.serving_soak import soak
 from benchmarks.serving_start import start
-from benchmarks.serving_targets import Model, Target, our_service, whole_requests
+from benchmarks.serving_targets import Model, Target, echo, our_service, whole_requests
 from core.errors import ConfigError
 from core.manifest import Storage
 from core.settings import Settings, load_settings
@@ -42,6 +42,7 @@ PARTS = ("load", "few", "full_depth", "mixed", "start")
 RUNS = 3
 FEW_CLIENTS = 20
 QUESTIONS = 96
+ECHO_S = 2.0
 SHALLOW = (1, 2, 3)  # averages two
 MIXED_RATE_RATIO = 0.7  # of what the slower of the two can
 PINNED_PRESET = "seed"  # of full_depth on a CPU: NFR1.1 is stated for it
@@ -124,8 +125,11 @@ class _Bench:
                     contenders[name] = best
         found = self._in_turns(contenders, asked, self._plan.clients)
         rivals = [found[name]["decisions_per_s"] for name in PEER_NAMES if name in found]
+        with echo(asked) as target:
+            idle = measured(Load(target.port, target.requests, clients=self._plan.clients, seconds=ECHO_S))
         return {
             "clients": self._plan.clients,
+            "generator": {"requests_per_s": idle["decisions_per_s"], "client_us": idle["client_us"]},
             **found,
             "tunings": tunings,
             "ratio_to_best_peer": found["ours"]["decisions_per_s"] / max(rivals) if rivals else None,
@@ -205,14 +209,20 @@ def _loaded(contender: Contender, asked: Questions, **load: Any) -> dict[str, An
 
 def _summary(turns: list[dict[str, Any]]) -> dict[str, Any]:
     """Medians of numbers over turns, sums of counts, at every depth of the dictionaries."""
-    kept = ("decisions_per_s", "latency_ms", "by_depth_ms", "mean_depth", "server_cores", "client_us")
+    kept = ("decisions_per_s", "latency_ms", "by_depth_ms", "mean_depth", "server_cores", "server_us", "client_us")
     medians = {name: _median([turn[name] for turn in turns]) for name in kept}
     errors: dict[str, int] = {}
     for turn in turns:
         for kind, count in turn["errors"].items():
             errors[kind] = errors.get(kind, 0) + count
-    spread = [turn["decisions_per_s"] for turn in turns]
-    return medians | {"errors": errors, "runs_decisions_per_s": spread, "decisions": sum(t["decisions"] for t in turns)}
+    decisions = sum(turn["decisions"] for turn in turns)
+    failed = sum(errors.values()) + sum(turn["unanswered"] for turn in turns)
+    return medians | {
+        "decisions": decisions,
+        "runs_decisions_per_s": [turn["decisions_per_s"] for turn in turns],
+        "errors": errors,
+        "error_ratio": failed / max(1, failed + decisions),
+    }
 
 
 def _median(values: list[Any]) -> Any:

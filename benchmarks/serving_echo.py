@@ -20,7 +20,7 @@ class _Echo(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if not self._missing:  # the head comes whole: it is far shorter than a segment of loopback
             head, _, body = data.partition(b"\r\n\r\n")
-            self._missing = int(head.split(b"Content-Length: ")[1].split(b"\r\n")[0]) - len(body)
+            self._missing = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0]) - len(body)
         else:
             self._missing -= len(data)
         if self._missing <= 0:

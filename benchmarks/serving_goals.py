@@ -29,6 +29,7 @@ GOALS = (
     Goal("full_depth.ours.latency_ms.p99", most=50, where="cpu"),
     Goal("full_depth.ours.latency_ms.p99", most=10, where="gpu", preset="paper_27m"),
     Goal("mixed.shallow_p50_ratio", most=0.5),
+    *(Goal(f"{part}.ours.error_ratio", most=0) for part in ("load", "few", "full_depth", "mixed")),
     Goal("start.default.ready_s", most=3),
     Goal("start.default.rss_mb", most=300, where="cpu"),
     Goal("start.paper_27m.rss_mb", most=500, where="cpu"),

@@ -12,7 +12,7 @@ import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx
@@ -34,7 +34,7 @@ WARMUP_RATIO = 0.1  # of the time: caches fill, allocators find their size
 PARTS = 60  # of the time: minutes of an hour
 CHANGE_S = 20.0  # between two changes of what is loaded; shorter when the whole is short
 COMMAND_TIMEOUT_S = 60.0
-MIX = {"binary": 60, "json": 25, "batch": 6, "infer": 6, "/metrics": 2, "/health": 1}  # percent of the requests
+MIX = {"binary": 60, "json": 25, "batch": 6, "infer": 6, "/metrics": 2, "/health/ready": 1}  # percent of the requests
 
 
 def soak(model: Model, asked: Questions, seconds: float) -> dict[str, Any]:
@@ -58,15 +58,16 @@ def soak(model: Model, asked: Questions, seconds: float) -> dict[str, Any]:
             found = measured(load)
         finally:
             ended.set()
-        rss, (changed, refused) = memory.result(), changes.result()
+        rss, changed = memory.result(), changes.result()
     return {
         "seconds": seconds,
         "rate_per_s": load.rate_per_s,
         "answers": found["decisions"],
-        "errors": sum(found["errors"].values()) + len(refused) + found["unanswered"],
-        "error_kinds": found["errors"] | ({"changes": refused} if refused else {}),
+        "errors": sum(found["errors"].values()) + found["unanswered"] + len(changed.refused),
+        "error_kinds": found["errors"] | {"unanswered": found["unanswered"], "changes": changed.refused},
         "latency_ms": found["latency_ms"],
-        "changes": changed,
+        "changes": changed.made,
+        "unhealthy": changed.unhealthy,
         "rss_mb": {"first": float(rss[0, 1]), "last": float(rss[-1, 1]), "max": float(rss[:, 1].max())},
         "slope_mb_per_hour": slope_mb_per_hour(rss),
     }
@@ -136,25 +137,34 @@ def _watch_memory(pid: int, ended: threading.Event) -> NDArray[np.float64]:
     return np.array(samples)
 
 
-def _keep_changing(model: Model, target: Target, ended: threading.Event, every_s: float) -> tuple[int, list[str]]:
-    """How many changes were made, and what was said to those that were refused."""
-    made, refused = 0, []
+@dataclass
+class _Changes:
+    """How many rounds were made, what was said to what was refused, and how often /health found something to blame."""
+
+    made: int = 0
+    unhealthy: int = 0
+    refused: list[str] = field(default_factory=list)
+
+
+def _keep_changing(model: Model, target: Target, ended: threading.Event, every_s: float) -> _Changes:
+    found = _Changes()
     base, headers = f"http://127.0.0.1:{target.port}", {"Authorization": f"Bearer {target.token}"}
     with httpx.Client(base_url=base, headers=headers, timeout=COMMAND_TIMEOUT_S, trust_env=False) as http:
         while not ended.wait(every_s):
-            version = f"soak-{made}"
+            version = f"soak-{found.made}"
             _publish_again(model, version)
             name = model.manifest.name
             stored = f"/v2/repository/models/{name}/{version}"
             started = {"champion": model.id, "challenger": f"{name}/{version}", "reason": "soak"}
             steps = ((f"{stored}/load", {}), (f"{stored}/unload", {}), ("/v1/rollout/start", started))
             for path, body in steps:
-                refused += _refusal(http.post(path, json=body))
+                found.refused += _refusal(http.post(path, json=body))
             ended.wait(every_s / 4)  # shadows run meanwhile
-            refused += _refusal(http.post("/v1/rollout/abort", json={"reason": "soak"}))
+            found.unhealthy += not http.get("/health").is_success
+            found.refused += _refusal(http.post("/v1/rollout/abort", json={"reason": "soak"}))
             shutil.rmtree(model.folder.parent / version)  # aborted: it never runs again
-            made += 1
-    return made, refused
+            found.made += 1
+    return found
 
 
 def _publish_again(model: Model, version: str) -> None:

@@ -111,6 +111,15 @@ def _symbol(which: int) -> str:
 
 
 @contextmanager
+def echo(asked: Questions) -> Iterator[Target]:
+    """A server that costs next to nothing (serving_echo.py)."""
+    port = free_port()
+    command = [sys.executable, "-m", "benchmarks.serving_echo", str(port)]
+    with _server("the echo server", command, {"PYTHONPATH": str(ROOT)}, port, b"?") as running:
+        yield Target(port, running.process.pid, _raw_requests(asked, "/predict"))
+
+
+@contextmanager
 def whole_requests(model: Model, asked: Questions) -> Iterator[Target]:
     """Our engine, batched the usual way (serving_whole.py)."""
     port = free_port()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import socket
 import socketserver
 import subprocess
 import sys
@@ -24,14 +23,15 @@ from hypothesis import strategies as st
 from benchmarks import peers, serving, serving_model, serving_peers, serving_soak
 from benchmarks.peers import Peer
 from benchmarks.serving import Plan, plan, run
+from benchmarks.serving_generator import answer_in
 from benchmarks.serving_goals import judged
-from benchmarks.serving_load import Load, answer_in, measured, request
+from benchmarks.serving_load import Load, measured, request
 from benchmarks.serving_model import publish_model, questions
 from benchmarks.serving_soak import mixed_requests, slope_mb_per_hour, soak
-from benchmarks.serving_targets import Model, _no_orphans, peer
+from benchmarks.serving_targets import Model, _no_orphans, echo, peer
 from core.errors import ConfigError, ModelError
 from core.settings import Settings
-from flows.processes import end, free_port
+from flows.processes import end
 
 DECISION = b'{"action": 4, "segments":2, "role":"champion"}'
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(DECISION) + DECISION
@@ -41,7 +41,7 @@ Answer = Callable[[int], bytes | None]  # number of the request -> what is sent 
 
 
 @contextmanager
-def server(answer: Answer, delay_s: float = 0.0) -> Iterator[int]:
+def server(answer: Answer, delay_s: float = 0.0, *, hangs_up: bool = False) -> Iterator[int]:
     """A server with a thread per connection that answers each read with `answer(n)`; its port."""
     numbers = itertools.count()
 
@@ -53,6 +53,8 @@ def server(answer: Answer, delay_s: float = 0.0) -> Iterator[int]:
                 if said is None:
                     return
                 self.request.sendall(said)
+                if hangs_up:
+                    return
 
     class Server(socketserver.ThreadingTCPServer):
         request_queue_size = 64
@@ -124,33 +126,29 @@ def test_what_is_no_decision_is_an_error_and_the_client_goes_on(answer: bytes | 
     assert found["decisions"] >= 2
 
 
+def test_a_request_that_is_never_answered_is_counted() -> None:
+    with server(lambda n: OK if n < 10 else b"") as port:
+        found = measured(load(port, clients=3))
+    assert found["unanswered"] == 3 and found["errors"] == {}
+
+
+def test_a_server_that_hangs_up_on_idle_clients_costs_them_a_connection_and_no_answer() -> None:
+    with server(lambda _: OK, hangs_up=True) as port:
+        found = measured(load(port, rate_per_s=20.0, seconds=1.5))
+    assert found["decisions"] > 10 and found["unanswered"] == 0
+    assert found["errors"].keys() == {"idle connection lost"}
+
+
 def test_only_this_machine_is_loaded() -> None:
     with pytest.raises(ConfigError, match="loopback"):
         measured(load(80, host="192.0.2.1"))
 
 
-def test_the_generator_costs_little() -> None:
-    port = free_port()
-    echo = subprocess.Popen([sys.executable, "-m", "benchmarks.serving_echo", str(port)])
-    try:
-        _wait_for(port)
-        found = measured(load(port, clients=20))
-    finally:
-        end(echo)
+def test_the_generator_costs_little(model: Model) -> None:
+    with echo(questions(model.manifest, (1,), 4)) as target:
+        found = measured(Load(target.port, target.requests, clients=20, seconds=1.0))
     assert found["errors"] == {} and found["decisions"] > 1000
     assert found["client_us"] < 1000
-
-
-def _wait_for(port: int) -> None:
-    deadline = time.monotonic() + 20
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port)).close()
-        except OSError:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        else:
-            return
 
 
 @pytest.fixture(scope="module")
@@ -186,10 +184,9 @@ def test_every_part_runs_and_says_what_was_reached(small: Settings, monkeypatch:
     assert found["full_depth"]["ours"]["mean_depth"] == found["full_depth"]["segments"] == 3
     assert set(found["mixed"]["ours"]["by_depth_ms"]) == {"1", "3"}
     assert found["start"][small.preset]["rss_mb"] > 50
-    assert [goal["figure"] for goal in found["goals"]] == [
-        *(["full_depth.ours.latency_ms.p99"] if not Path("/dev/nvidiactl").exists() else []),
-        "mixed.shallow_p50_ratio",
-    ]
+    reached = {goal["figure"]: goal["reached"] for goal in found["goals"]}
+    assert all(reached[f"{part}.ours.error_ratio"] for part in ("load", "full_depth", "mixed"))
+    assert "mixed.shallow_p50_ratio" in reached and "load.ours.decisions_per_s" not in reached  # of `default` only
     serving.table(found)
 
 
@@ -216,7 +213,7 @@ def test_a_soak_mixes_everything_and_finds_no_error(model: Model, monkeypatch: p
 def test_the_mix_has_its_shares(model: Model) -> None:
     made = mixed_requests(questions(model.manifest, (1,), 8), model, "token")
     paths = [each.split(b" ")[1].split(b"?")[0].decode() for each in made]
-    assert len(made) == 100 and paths.count("/v1/decisions/batch") == 6 and paths.count("/health") == 1
+    assert len(made) == 100 and paths.count("/v1/decisions/batch") == 6 and paths.count("/health/ready") == 1
 
 
 @pytest.mark.parametrize("growth", [0.0, 30.0])
