@@ -216,7 +216,7 @@ def _summary(turns: list[dict[str, Any]]) -> dict[str, Any]:
         for kind, count in turn["errors"].items():
             errors[kind] = errors.get(kind, 0) + count
     decisions = sum(turn["decisions"] for turn in turns)
-    failed = sum(errors.values()) + sum(turn["unanswered"] for turn in turns)
+    failed = sum(errors.values())
     return medians | {
         "decisions": decisions,
         "runs_decisions_per_s": [turn["decisions_per_s"] for turn in turns],

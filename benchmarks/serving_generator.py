@@ -122,10 +122,11 @@ class _Run:
         self.over = True
         if pace is not None:
             pace.cancel()
-        unanswered = len(self._due)
         await self._drain(connections)
-        unanswered += sum(each.sent is not None for each in connections)
-        return self.summary(errors, [b - a for a, b in zip(before, after, strict=True)], unanswered)
+        unanswered = sum(each.sent is not None for each in connections)
+        if unanswered:
+            errors["unanswered"] = unanswered
+        return self.summary(errors, [b - a for a, b in zip(before, after, strict=True)])
 
     def lost(self, connection: _Connection, *, under_way: bool) -> None:
         self.errors["connection lost" if under_way else "idle connection lost"] += 1
@@ -189,7 +190,7 @@ class _Run:
         for task in list(self._tasks):
             task.cancel()
 
-    def summary(self, errors: dict[str, int], cpu_s: list[float], unanswered: int) -> dict[str, Any]:
+    def summary(self, errors: dict[str, int], cpu_s: list[float]) -> dict[str, Any]:
         latency_ms, depth = np.array(self._latency_s) * 1e3, np.array(self._depth, dtype=np.int64)
         count = len(latency_ms)
         by_depth = {str(each): _percentiles(latency_ms[depth == each]) for each in np.unique(depth)}
@@ -200,7 +201,7 @@ class _Run:
             "by_depth_ms": by_depth,
             "mean_depth": float(depth.mean()) if count else None,
             "errors": errors,
-            "unanswered": unanswered,
+            "waiting": len(self._due),
             "server_cores": cpu_s[0] / self.load.seconds,
             "server_us": cpu_s[0] / count * 1e6 if count else None,
             "client_us": cpu_s[1] / count * 1e6 if count else None,
