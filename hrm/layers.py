@@ -82,7 +82,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     On a CPU a softmax over a handful of tokens is several times slower than the elementwise operations it is
     made of (rows shorter than a vector register), so training there spells it out.
     """
-    if q.is_cuda or torch.compiler.is_exporting():
+    if q.is_cuda:
         return F.scaled_dot_product_attention(q, k, v)
     scores = q @ (k * k.shape[-1] ** -0.5).transpose(-1, -2)
     weights = (scores - scores.detach().amax(-1, keepdim=True)).exp()
