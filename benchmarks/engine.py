@@ -1,8 +1,8 @@
 """One segment in the inference engine against the floor of its matrix products in float32, in one process, on one core.
 
 Each format has a process of its own (benchmarks/engine_process.py), which knows what a service knows: no torch. The
-floor is numpy's time for the same products there. The model has random weights: time does not depend on what was
-learned.
+floor is numpy's time for the same products there. The model has random weights, halved in the recurrence, which else
+would be chaotic and fail the export's parity: time does not depend on what was learned.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from benchmarks.machine import described
 from core.manifest import ModelManifest, Storage
@@ -28,6 +29,7 @@ from hrm.model import HierarchicalReasoningModel
 from trading.features import schema
 
 CALIBRATION_ROWS = 64
+CONTRACTION = 0.5
 DEADLINE_S = 600
 
 
@@ -47,6 +49,9 @@ def run(settings: Settings, formats: tuple[Storage, ...] | None = None) -> dict[
     model = HierarchicalReasoningModel(
         settings.hierarchical_reasoning_model, spec, settings.trading.max_quantity, seed=0
     )
+    with torch.no_grad():
+        for parameter in model.recurrence.parameters():
+            parameter.mul_(CONTRACTION)
     formats = formats or (storage_within_limit(model.parameter_count, settings), "static_int8")
     with tempfile.TemporaryDirectory(prefix="hrm-bench-") as folder:
         store = Path(folder) / "models"
