@@ -51,12 +51,9 @@ class _Connection(asyncio.Protocol):
         self._run = run
         self._buffer = bytearray()
         self._transport: asyncio.Transport | None = None
+        self._back_off: asyncio.TimerHandle | None = None
         self.next = number * 7919  # where in the requests it begins: no two alike, whatever their number
         self.sent: tuple[float, int] | None = None  # since when, which request
-
-    @property
-    def ready(self) -> bool:
-        return self._transport is not None and not self._transport.is_closing() and self.sent is None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)  # noqa: S101 - asyncio's own; for the type checker
@@ -82,11 +79,13 @@ class _Connection(asyncio.Protocol):
             if accepted:
                 self._run.free(self)
             else:
-                self._run.loop.call_later(BACK_OFF_S, self._run.free, self)
+                self._back_off = self._run.loop.call_later(BACK_OFF_S, self._run.free, self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         lost, self.sent, self._transport = self.sent, None, None
         self._buffer.clear()
+        if self._back_off is not None:  # it is free when it is connected again
+            self._back_off.cancel()
         if not self._run.over:
             self._run.lost(self, under_way=lost is not None)
 
@@ -96,6 +95,7 @@ class _Run:
 
     def __init__(self, load: Load, loop: asyncio.AbstractEventLoop) -> None:
         self.load, self.loop = load, loop
+        loop.set_exception_handler(self._failed)
         self.errors: Counter[str] = Counter()
         self.over = False
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -120,8 +120,8 @@ class _Run:
         after = _cpu_s(self.load.pid), _cpu_s(None)
         errors = dict(self.errors)
         self.over = True
-        if pace is not None:
-            pace.cancel()
+        if pace is not None and not pace.cancel():
+            pace.result()  # it has ended by itself, which it never should: this raises why
         await self._drain(connections)
         unanswered = sum(each.sent is not None for each in connections)
         if unanswered:
@@ -131,11 +131,12 @@ class _Run:
     def lost(self, connection: _Connection, *, under_way: bool) -> None:
         self.errors["connection lost" if under_way else "idle connection lost"] += 1
         self._idle.pop(connection, None)
-        task = self.loop.create_task(self._open(connection))
+        task = self.loop.create_task(self._open(connection, BACK_OFF_S))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _open(self, connection: _Connection) -> None:
+    async def _open(self, connection: _Connection, pause_s: float = 0.0) -> None:
+        await asyncio.sleep(pause_s)
         while not self.over:
             try:
                 await self.loop.create_connection(lambda: connection, self.load.host, self.load.port)
@@ -147,8 +148,8 @@ class _Run:
 
     def free(self, connection: _Connection) -> None:
         """The connection's turn: the next request at once, the oldest one due, or none yet."""
-        if self.over or not connection.ready:
-            return  # it was lost while it stood back; it comes again when it is connected
+        if self.over:
+            return
         if self.load.rate_per_s is None:
             connection.send(time.perf_counter())
         elif self._due:
@@ -169,16 +170,20 @@ class _Run:
             self._choices[which] = (int(action[1]) if action else -1, self._depth[-1])
         return True
 
+    def _failed(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Whatever goes wrong here, such as an answer that is no HTTP, is an error of the load."""
+        self.errors[f"{context['message']}: {context.get('exception')!r}"] += 1
+
     async def _pace(self) -> None:
         assert self.load.rate_per_s is not None  # noqa: S101 - started for an open loop only
         gaps, due = random.Random(0), time.perf_counter()
         while True:
             due += gaps.expovariate(self.load.rate_per_s)
             await asyncio.sleep(due - time.perf_counter())
-            waiting = next((each for each in self._idle if each.ready), None)
-            if waiting is not None:
-                del self._idle[waiting]
-                waiting.send(due)
+            if self._idle:
+                longest = next(iter(self._idle))
+                del self._idle[longest]
+                longest.send(due)
             else:
                 self._due.append(due)
 

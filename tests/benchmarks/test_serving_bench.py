@@ -134,9 +134,22 @@ def test_a_request_that_is_never_answered_is_counted() -> None:
 
 def test_a_server_that_hangs_up_on_idle_clients_costs_them_a_connection_and_no_answer() -> None:
     with server(lambda _: OK, hangs_up=True) as port:
-        found = measured(load(port, rate_per_s=20.0, seconds=1.5))
-    assert found["decisions"] > 10
+        found = measured(load(port, clients=1, rate_per_s=20.0, seconds=1.5))
+    assert found["decisions"] > 5
     assert found["errors"].keys() == {"idle connection lost"}
+
+
+def test_a_client_that_is_refused_and_hung_up_on_asks_once_at_a_time() -> None:
+    refusal = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n"
+    with server(lambda _: refusal, hangs_up=True) as port:
+        found = measured(load(port, clients=2))
+    assert found["errors"].keys() == {"status 503", "idle connection lost"}
+
+
+def test_an_answer_that_is_no_http_is_an_error() -> None:
+    with server(lambda n: b"nonsense, whatever\r\n\r\n" if n % 2 else OK) as port:
+        found = measured(load(port, clients=1))
+    assert any("ValueError" in kind for kind in found["errors"]) and found["decisions"] >= 2
 
 
 def test_only_this_machine_is_loaded() -> None:
