@@ -97,25 +97,22 @@ class InferenceAttention(nn.Module):
         self.qk, self.v, self.out = Product(qk), Product(v), Product(attention.out.weight)
 
     def forward(self, x: Tensor, rotary: Rotary | None) -> Tensor:
-        tokens, batch, width = x.shape
-        heads = (tokens, batch, self.heads, width // self.heads)
         qk = self.qk(x) if rotary is None else self._rotated(self.qk(x), rotary)
-        q, k, v = (part.reshape(heads).permute(1, 2, 0, 3) for part in (*qk.split(width, -1), self.v(x)))
-        scores = (q @ k.transpose(-1, -2)) * heads[-1] ** -0.5
+        q, k = qk.reshape(*x.shape[:2], 2 * self.heads, -1).chunk(2, 2)
+        v = self.v(x).reshape(q.shape)
+        q, k, v = (part.permute(1, 2, 0, 3) for part in (q, k, v))
+        scores = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
         mixed = scores.softmax(-1) @ v
         merged: Tensor = self.out(mixed.permute(2, 0, 1, 3).reshape(x.shape))
         return merged
 
     def _rotated(self, qk: Tensor, rotary: Rotary) -> Tensor:
-        """hrm.layers.rotate: every row is a sequence of one token, at the position its token has."""
-        tokens, batch, width = qk.shape
-        cos, signed_sin = (table[:, 0] for table in rotary)  # [n, d]: both halves alike but for the sine's sign
+        """hrm.layers.rotate: what ONNX takes for a batch of sequences are tokens, with the same angle in every row."""
+        cos, signed_sin = rotary  # [n, 1, d]: both halves alike but for the sine's sign
         half = cos.shape[-1] // 2
-        position = torch.arange(tokens).unsqueeze(1).expand(tokens, batch).reshape(-1, 1)
-        turned: Tensor = torch.onnx.ops.rotary_embedding(
-            qk.reshape(-1, 1, width), cos[:, :half], signed_sin[:, half:], position, num_heads=2 * self.heads
-        )
-        return turned.reshape(qk.shape)
+        angles = (table.expand(-1, qk.shape[1], -1) for table in (cos[..., :half], signed_sin[..., half:]))
+        turned: Tensor = torch.onnx.ops.rotary_embedding(qk, *angles, num_heads=2 * self.heads)
+        return turned
 
 
 class InferenceSwiGLU(nn.Module):
