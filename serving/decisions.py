@@ -160,11 +160,12 @@ async def _answer(
 def _show_ladder(service: Service, outcome: _Outcome) -> None:
     """Let the ladder see how a decision went. Whoever left less time than it forgives has only himself to blame."""
     answer, question = outcome.answer, outcome.question
-    failed = answer.run is not None and answer.by is None
+    shed = answer.run is not None and answer.run.error_code in SHED
     hurried = question.deadline - outcome.started < service.settings.ladder.latency_ms / 1e3
-    if answer.run is not None and answer.run.error_code in SHED and hurried:
+    if shed and hurried:
         return
-    waited_ms = outcome.waited_ms + service.lag_ms
+    failed = answer.run is not None and answer.by is None and not shed
+    waited_ms = math.inf if shed else outcome.waited_ms + service.lag_ms
     service.ladder.observe(answer.rung, outcome.started, waited_ms, symbol=question.symbol, failed=failed)
 
 

@@ -6,7 +6,8 @@
     RULE     no model: close what is held, HOLD when flat
     HOLD     (HOLD, 1.0): even a rule's answer would come too late
 
-    down     a long and a short window breach a limit, and do so for STANDING_S: the stall of a machine is over by then
+    down     a long and a short window breach a limit, and do so for STANDING_S: the stall of a machine is over by then;
+             what is slow goes to a cheaper model, where there is one; what fails goes all the way
     up       after `dwell_s`, PROBES trial runs on the rung above, all of them well inside the limit
 
 The long window has the guard's tests (serving/guard.py), the short one says that it is still so: the pair of Beyer et
@@ -134,7 +135,7 @@ class Ladder:
         if self.rung not in available and (above := self._above(available)) is not None:
             return self._move(above, "models_changed")
         breach = self._standing_breach()
-        if breach is not None and (below := self._below(available)) is not None:
+        if breach is not None and (below := self._below(available, breach)) is not None:
             self._wait_s[self.rung] = self._next_wait_s()
             return self._move(below, breach)
         proven = self._stay.proven
@@ -144,8 +145,8 @@ class Ladder:
         return None
 
     def observe(self, rung: Rung, arrived_at: float, latency_ms: float, *, symbol: str, failed: bool) -> None:
-        """One decision on `rung`: from arrival to answer, queueing included; `failed` if no model of the rung answered,
-        or it was refused for lack of time.
+        """One decision on `rung`: from arrival to answer, queueing included; infinite when it was refused for lack of
+        time. `failed` if no model of the rung answered.
         """
         stay = self._stay
         if rung is stay.rung and stay.symbols.is_its_own(symbol, failed=failed):
@@ -190,8 +191,10 @@ class Ladder:
     def _above(self, available: Collection[Rung]) -> Rung | None:
         return max((rung for rung in available if rung < self.rung), default=None)
 
-    def _below(self, available: Collection[Rung]) -> Rung | None:
-        return min((rung for rung in available if rung > self.rung), default=None)
+    def _below(self, available: Collection[Rung], reason: Reason) -> Rung | None:
+        """Load is met with less thought and with refusals, never by closing positions: only failures lead to rules."""
+        lowest = Rung.PPO if reason == "latency" and self.rung < Rung.RULE else Rung.HOLD
+        return min((rung for rung in available if self.rung < rung <= lowest), default=None)
 
     def _next_wait_s(self) -> float:
         """Before the rung that is being left is tried again: twice as long as last time, if that was not long ago."""

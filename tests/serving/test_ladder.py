@@ -81,6 +81,18 @@ def test_slow_answers_lead_down_and_say_why() -> None:
     assert fall(ladder_at(clock), clock, failed=False) == Transition(Rung.FULL, Rung.CAPPED, "latency")
 
 
+def test_slowness_ends_at_the_cheapest_model_and_never_closes_a_position() -> None:
+    clock = Clock()
+    ladder = ladder_at(clock)
+    for below in (Rung.CAPPED, Rung.PPO):
+        assert fall(ladder, clock, failed=False) == Transition(Rung(below - 1), below, "latency")
+    assert fall(ladder, clock, failed=False) is None
+    alone = ladder_at(clock)
+    models_only = frozenset({Rung.FULL, Rung.RULE, Rung.HOLD})
+    assert fall(alone, clock, failed=False, available=models_only) is None
+    assert fall(alone, clock, failed=True, available=models_only) == Transition(Rung.FULL, Rung.RULE, "errors")
+
+
 def test_rungs_that_cannot_be_stood_on_are_left_out() -> None:
     clock = Clock()
     ladder = ladder_at(clock)

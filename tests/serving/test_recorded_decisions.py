@@ -360,9 +360,12 @@ def test_kill_9_of_the_service_loses_no_decision_that_was_answered(settings: Set
     assert find(folder, next(iter(told))).facts.answer.model == "hrm/v1"
 
 
-@pytest.mark.parametrize(("left_s", "rung"), [(0.01, Rung.FULL), (math.inf, Rung.RULE)])
-def test_refusals_lead_down_but_not_of_those_who_left_no_time(
-    settings: Settings, quick: dict[str, float], left_s: float, rung: Rung
+@pytest.mark.parametrize(
+    ("champion", "left_s", "rung"),
+    [("hrm/v1", 0.01, Rung.FULL), ("hrm/v1", math.inf, Rung.CAPPED), ("ppo/v1", math.inf, Rung.FULL)],
+)
+def test_refusals_lead_to_less_thought_never_to_a_rule_and_not_of_those_who_left_no_time(
+    settings: Settings, quick: dict[str, float], champion: str, left_s: float, rung: Rung
 ) -> None:
     settings = settings.model_copy(update={"ladder": settings.ladder.model_copy(update=quick | {"dwell_s": 60.0})})
 
@@ -375,4 +378,4 @@ def test_refusals_lead_down_but_not_of_those_who_left_no_time(
             await asyncio.sleep(0.002)
         assert service.ladder.rung is rung
 
-    serve(settings, story)
+    serve(settings, story, champion=champion)
