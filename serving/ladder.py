@@ -92,7 +92,8 @@ class _Stay:
     short: Window
     symbols: _Symbols = field(default_factory=_Symbols)
     settled: bool = False  # what waited behind the rung before is through
-    breached_at: float | None = None
+    breached_by: Reason | None = None
+    breached_at: float = math.inf
     trial: Rung | None = None  # the rung above
     probes: deque[bool] = field(default_factory=lambda: deque(maxlen=PROBES))  # of the trial: good ones are True
     probing: bool = False
@@ -109,7 +110,7 @@ class _Stay:
         self.short.prune(now)
         if self.short.failed + self.short.slow <= still * len(self.short):
             return None
-        return "latency" if self.long.too_slow else "errors" if self.long.too_faulty else None
+        return "errors" if self.long.too_faulty else "latency" if self.long.too_slow else None
 
 
 class Ladder:
@@ -204,13 +205,9 @@ class Ladder:
     def _standing_breach(self) -> Reason | None:
         now, stay = self._clock(), self._stay
         breach = stay.breach(now, self._limits.error_ratio)
-        if breach is None:
-            stay.breached_at = None
-        elif stay.breached_at is None:
-            stay.breached_at = now
-        elif now - stay.breached_at >= STANDING_S:
-            return breach
-        return None
+        if breach is not stay.breached_by:
+            stay.breached_by, stay.breached_at = breach, now
+        return breach if now - stay.breached_at >= STANDING_S else None
 
     def _move(self, rung: Rung, reason: Reason) -> Transition:
         transition = Transition(self.rung, rung, reason)
