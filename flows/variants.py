@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import structlog
 
 from core.errors import ModelError
 from core.gates import Verdict, judge
@@ -47,7 +48,8 @@ from trading.observations import Observations, Policy, observe
 if TYPE_CHECKING:  # torch takes seconds to import
     from hrm.model import HierarchicalReasoningModel
 
-GATE_FAILED = "gate_failed"
+log = structlog.get_logger()
+
 MARKET_SEED = 0
 GRAPH_MB = 5.0  # room for what is not a weight
 CALIBRATION_ROWS = 64
@@ -82,8 +84,10 @@ def publish_variant(
     seen = model.schema
     market = synthetic_dataset(settings, MARKET_SEED, interval_s=seen.interval_s, symbols=seen.symbols)
     market.schema.require(model.schema, "the model")
+    learned_from = data or market
+    learned_from.schema.require(model.schema, "the model")
     with tempfile.TemporaryDirectory(prefix="hrm-variant-") as folder:
-        trial = Trial(model, settings, market, observations(data or market), Path(folder))
+        trial = Trial(model, settings, market, observations(learned_from), Path(folder))
         chosen = trial.fastest(export) if storage == "auto" else trial.judged(storage, export)
         files = {name: (chosen.folder / name).read_bytes() for name in chosen.manifest.files}
     fields = {name: value for name, value in chosen.manifest if name != "files"}
@@ -152,9 +156,8 @@ class Trial:
         quick: Storage = "half" if exact.engine.provider in GPU_PROVIDERS else "static_int8"
         try:
             other = self.judged(quick, export)
-        except ModelError as error:
-            if error.code != GATE_FAILED:
-                raise
+        except ModelError as error:  # the exact one has passed everything
+            log.warning("format_refused", format=quick, code=error.code, reason=str(error))
             return exact
         measured = times([exact.engine, other.engine], self.observed)
         return (other if _is_worth_it(measured, exact, other) else exact).with_metrics(measured)
@@ -244,5 +247,5 @@ def _refuse(manifest: ModelManifest, settings: Settings, verdicts: set[Verdict])
         raise ModelError(
             f"{manifest.name}/{manifest.version} ({manifest.storage}): {gate.reason}; nothing was published, "
             f"choose a format with more or fewer bits",
-            code=GATE_FAILED,
+            code="gate_failed",
         )

@@ -31,6 +31,7 @@ from core.errors import ModelError
 from hrm.storage import channel_scale, products, rewrite
 
 ZERO, HIGHEST = 128, 127  # of an activation, whose lowest level is -128
+ZERO_NAME = "activation.zero"
 WEIGHT_LEVELS = 64
 SEGMENTS = 4  # a recurrence has settled by then
 SAMPLE = 20_000  # activations of a place that the scale is fitted to, beside the largest one
@@ -48,7 +49,7 @@ def quantized(file: bytes, observed: Arrays) -> bytes:
     scales = {name: _best_scale(seen, name) for name, seen in _activations(file, observed).items()}
     model = onnx.load_from_string(file)
     weights = {node.input[1] for node in products(model.graph)}
-    constants = [numpy_helper.from_array(np.array(ZERO, np.uint8), "zero")]
+    constants = [numpy_helper.from_array(np.array(ZERO, np.uint8), ZERO_NAME)]
     constants += [numpy_helper.from_array(scale, f"{name}.s") for name, scale in scales.items()]
     decoding: list[Any] = []
     for tensor in model.graph.initializer:
@@ -81,8 +82,9 @@ def _rounding_activations(graph: Any, weights: set[str]) -> list[Any]:
             name = node.input[0]
             if name not in rounded:
                 rounded.add(name)
-                nodes.append(helper.make_node("QuantizeLinear", [name, f"{name}.s", "zero"], [f"{name}.q"]))
-                nodes.append(helper.make_node("DequantizeLinear", [f"{name}.q", f"{name}.s", "zero"], [f"{name}.x"]))
+                scale = [f"{name}.s", ZERO_NAME]
+                nodes.append(helper.make_node("QuantizeLinear", [name, *scale], [f"{name}.q"]))
+                nodes.append(helper.make_node("DequantizeLinear", [f"{name}.q", *scale], [f"{name}.x"]))
             node.input[0] = f"{name}.x"
         nodes.append(node)
     return nodes
