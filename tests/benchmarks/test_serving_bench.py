@@ -62,9 +62,11 @@ def server(answer: Answer, delay_s: float = 0.0, *, hangs_up: bool = False) -> I
     with Server(("127.0.0.1", 0), Connection) as listening:
         thread = threading.Thread(target=listening.serve_forever, args=(0.05,))
         thread.start()
-        yield listening.server_address[1]
-        listening.shutdown()
-        thread.join(10)
+        try:
+            yield listening.server_address[1]
+        finally:
+            listening.shutdown()
+            thread.join(10)
 
 
 def load(port: int, **options: object) -> Load:
