@@ -32,7 +32,7 @@ RATE_SHARE = 0.25  # of what it can: shadows double the work, and nobody runs a 
 SAMPLE_S = 1.0
 WARMUP_RATIO = 0.1  # of the time: caches fill, allocators find their size
 PARTS = 60  # of the time: minutes of an hour
-CHANGE_S = 20.0  # between two changes of what is loaded; shorter when the whole is short
+CHANGE_S = 120.0  # between two changes of what is loaded; shorter when the whole is short
 COMMAND_TIMEOUT_S = 60.0
 MIX = {"binary": 60, "json": 25, "batch": 6, "infer": 6, "/metrics": 2, "/health/ready": 1}  # percent of the requests
 
