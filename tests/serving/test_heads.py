@@ -36,6 +36,26 @@ def test_a_head_without_an_end_is_refused_long_before_it_is_large(line: socket.s
     assert sent < 64 * MAX_HEAD_BYTES
 
 
+@pytest.mark.parametrize(
+    "start", [b"0\r\nx-first: ", b"0\r\n", b"5;x="], ids=["one trailer", "trailers", "extension of a chunk"]
+)
+def test_what_follows_a_body_has_an_end_too(line: socket.socket, start: bytes) -> None:
+    """Nobody is asked who they are for it: the 401 is out before the body has ended."""
+    line.sendall(b"POST /v1/decisions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n" + start)
+    part, sent = b"x-long: " + b"a" * 4096 + (b"\r\n" if start == b"0\r\n" else b""), 0
+    with pytest.raises(OSError):
+        while sent < 256 * MAX_HEAD_BYTES:
+            sent += line.send(part)
+
+
+def test_a_trailer_is_no_header(running: ServiceProcess, line: socket.socket) -> None:
+    line.sendall(
+        b"POST /v1/outcomes HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+        b"2\r\n{}\r\n0\r\nauthorization: Bearer " + running.token.encode() + b"\r\n\r\n"
+    )
+    assert answer(line).startswith(b"HTTP/1.1 401")
+
+
 def test_a_long_head_and_a_long_body_are_two_things(running: ServiceProcess, line: socket.socket) -> None:
     padding = b"x-padding: " + b"a" * (MAX_HEAD_BYTES - 4096) + b"\r\n"
     authorization = f"authorization: Bearer {running.token}\r\n".encode()
