@@ -164,6 +164,7 @@ def _write_trusted(key: Ed25519PublicKey, keys: Path) -> Path:
 
 
 def _read_trusted(file: Path) -> Ed25519PublicKey:
+    _require_private(file, OTHERS_MAY_WRITE)
     try:
         return _public_key(file.read_bytes())
     except ConfigError as error:

@@ -15,6 +15,7 @@ from core.errors import ModelError
 DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}  # onnxruntime's own operators
 LOADS_FILES = {"EPContext"}
 MAX_FIELDS = 1_000_000  # a graph of this system has some ten thousand
+MAX_TAG = 0xFFFF_FFFF  # onnxruntime keeps 32 bits of a tag: what is beyond them would be another field to it
 # By message: the fields through which tensors and nodes can be reached, and what they hold.
 INSIDE = {
     "Model": {7: "Graph", 20: "Training", 25: "Function"},
@@ -80,6 +81,8 @@ def _fields(data: memoryview) -> Iterator[tuple[int, memoryview | int]]:
     at = 0
     while at < len(data):
         tag, at = _varint(data, at)
+        if tag > MAX_TAG:
+            raise _MalformedError("a field's number of more than 29 bits")
         field, kind = tag >> 3, tag & 7
         if kind == VARINT:
             value, at = _varint(data, at)

@@ -108,6 +108,14 @@ def test_keys_that_others_may_write_are_not_used(keys: Path, place: str) -> None
         sign(b"manifest", keys)
 
 
+def test_a_trusted_key_that_others_may_replace_is_not_used(keys: Path) -> None:
+    signature = sign(b"manifest", keys)
+    next((keys / TRUSTED).iterdir()).chmod(0o664)  # as a copy is under many a umask
+    with pytest.raises(ModelError, match="other users") as error:
+        verify(b"manifest", signature, trusted_keys(keys), "it")
+    assert error.value.code == "trust_unreadable"
+
+
 def test_a_permissive_umask_opens_nothing(keys: Path) -> None:
     before = os.umask(0)
     try:

@@ -101,6 +101,16 @@ def test_graphs_that_need_nothing_else_pass(graph: bytes) -> None:
     require_self_contained(graph, "model.onnx")
 
 
+def test_a_field_that_only_onnxruntime_would_see_is_refused() -> None:
+    """Its parser drops what a tag has beyond 32 bits; to ours a graph so tagged would be no graph."""
+    graph = model(add(), initializers=(elsewhere("weights.bin"),)).graph.SerializeToString()
+    tag = b"\xba\x80\x80\x80\x10"  # field 7, a graph, and bit 32
+    size = bytes([len(graph) & 0x7F | 0x80, len(graph) >> 7])
+    with pytest.raises(ModelError) as error:
+        require_self_contained(tag + size + graph, "model.onnx")
+    assert error.value.code == "graph_invalid"
+
+
 @given(st.binary(max_size=64))
 def test_bytes_that_are_no_onnx_do_no_harm(junk: bytes) -> None:
     try:
