@@ -45,7 +45,10 @@ def environment_overrides(environ: Mapping[str, str], tree: dict[str, Any]) -> t
                 problems.append(f"{variable}: no setting of that name (at '{name.lower()}')")
                 break
             if depth == len(names) - 1:
-                node[key] = yaml.safe_load(text)
+                try:
+                    node[key] = yaml.safe_load(text)
+                except (yaml.YAMLError, ValueError):  # of a date that there is not
+                    problems.append(f"{variable}: not readable as YAML")
             else:
                 node = node.setdefault(key, {})
                 known = known[key] if isinstance(known[key], dict) else {}

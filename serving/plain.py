@@ -60,8 +60,11 @@ def parsed(model: type[Model], body: bytes) -> Model:
 
 
 def query(model: type[Model], request: Request) -> Model:
-    """The query string. Raises RequestValidationError, and DataError for what is said twice."""
-    pairs = parse_qsl(request.scope["query_string"].decode("latin-1"), keep_blank_values=True)
+    """The query string. Raises RequestValidationError, and DataError for what is said twice or is no UTF-8."""
+    try:
+        pairs = parse_qsl(request.scope["query_string"].decode(), keep_blank_values=True, errors="strict")
+    except UnicodeDecodeError:  # to read on would be to decide for another symbol
+        raise DataError("query: is not UTF-8", code="request_invalid") from None
     said = dict(pairs)
     if len(said) != len(pairs):
         raise DataError("query: a parameter is given twice", code="request_invalid")

@@ -46,6 +46,7 @@ from serving.tensors import decode, encode
 MODEL, STORED = "/v2/models/{name}", "/v2/repository/models/{name}"
 VERSION = MODEL + "/versions/{version}"
 HEADER_LENGTH = "Inference-Header-Content-Length"
+LONGEST_LENGTH = 20  # digits: Python refuses to read thousands
 EXTENSIONS = ["binary_tensor_data", "model_configuration", "model_repository"]
 CONFIG_TYPES = {"BYTES": "TYPE_STRING"}  # the others: TYPE_ before the protocol's name
 LATE_CODES = UNAVAILABLE_CODES | {"inference_timeout"}
@@ -207,9 +208,9 @@ def _split(body: bytes, header_length: str | None) -> tuple[InferRequest, bytes]
     """The request's JSON, and what follows it. Raises DataError or RequestValidationError."""
     if header_length is None:
         return parsed(InferRequest, body), b""
-    if not header_length.isdecimal() or not 0 < int(header_length) <= len(body):
+    size = int(header_length) if header_length.isdecimal() and len(header_length) <= LONGEST_LENGTH else 0
+    if not 0 < size <= len(body):
         raise DataError(f"{HEADER_LENGTH}: must be a length within the {len(body)} bytes of the body")
-    size = int(header_length)
     return parsed(InferRequest, body[:size]), body[size:]
 
 

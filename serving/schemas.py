@@ -16,6 +16,7 @@ from serving.transitions import Phase
 BPS_MAX = 1e4  # no decision earns more than all there is; one absurd outcome would blind the performance trigger
 MAX_BATCH = 256
 DEADLINE_MAX_MS = 10_000.0
+VERSION_MAX = 2**63 - 1  # as rollout.db counts
 NAME = r"^[^\x00-\x1f]+$"
 PLAIN_NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 
@@ -193,7 +194,7 @@ class RolloutRequest(Message):
 
 
 class EventsQuery(Message):
-    after: int = Field(default=0, ge=0)
+    after: int = Field(default=0, ge=0, le=VERSION_MAX)
 
 
 class StartRequest(RolloutRequest):

@@ -24,13 +24,15 @@ def test_every_problem_is_listed_at_once() -> None:
         "HRM_HIERARCHICAL_REASONING_MODEL__ACT__MIN_SEGMENTS": "60",
         "HRM_ROLLOUT__STEPS": "[50, 20, 100]",
         "HRM_NO_SUCH__THING": "1",
+        "HRM_SERVING__PROVIDERS": "[",
     }
     with pytest.raises(ConfigError) as raised:
         load_settings(preset="seed", environ=broken)
     message = str(raised.value)
     for place in ("N_cycles", "T_timesteps", "inference_timeout_ms", "max_segments", "steps", "HRM_NO_SUCH__THING"):
         assert place in message
-    assert "6 problem(s)" in message
+    assert "HRM_SERVING__PROVIDERS: not readable as YAML" in message
+    assert "7 problem(s)" in message
 
 
 def test_an_unknown_preset_names_the_known_ones() -> None:

@@ -286,7 +286,7 @@ def test_integers_are_numbers_too(http: httpx.Client) -> None:
     assert http.post("/v1/decisions", json=body).status_code == 200
 
 
-@pytest.mark.parametrize("query", ["aftr=1", "after=1&limit=5", "after=-1", "after=x"])
+@pytest.mark.parametrize("query", ["aftr=1", "after=1&limit=5", "after=-1", "after=x", "after=9223372036854775808"])
 def test_a_question_to_the_log_that_is_not_understood_is_a_422(http: httpx.Client, query: str) -> None:
     response = http.get(f"/v1/rollout/events?{query}")
     assert (response.status_code, response.json()["code"]) == (422, "request_invalid")

@@ -147,6 +147,13 @@ def test_a_raw_question_that_is_malformed_is_a_422_that_names_the_field(
     assert place in response.json()["detail"]
 
 
+@pytest.mark.parametrize("symbol", ["%FF", "%C3", "%ED%A0%80"])
+def test_a_symbol_that_is_no_text_is_refused_and_not_another_one(http: httpx.Client, symbol: str) -> None:
+    response = http.post(f"{URL}?complexity=0.5&position=0&symbol={symbol}", content=b"", headers=RAW)
+    assert response.status_code == 422
+    assert "UTF-8" in response.json()["detail"]
+
+
 def test_what_is_neither_json_nor_raw_is_a_415(http: httpx.Client) -> None:
     for headers in ({"Content-Type": "text/plain"}, RAW | {"Content-Encoding": "gzip"}):
         response = raw(http, headers=headers)
