@@ -6,6 +6,8 @@ reads it has fallen behind (a full pipe, a full disk, nobody there), drops and c
 
 from __future__ import annotations
 
+import asyncio
+import atexit
 import json
 import logging
 import os
@@ -49,11 +51,11 @@ class LineWriter:
         self._untold = 0  # dropped since the last line that says so
         self._torn = False  # the last line broke off in the middle
 
-    def write(self, line: bytes) -> None:
-        """`line` has no newline at its end."""
+    def write(self, *lines: bytes) -> None:
+        """In one piece; a line has no newline at its end."""
         with self._lock:
             notice = self._notice() if self._untold else b""
-            whole = b"\n" * self._torn + notice + line + b"\n"
+            whole = b"\n" * self._torn + notice + b"\n".join(lines) + b"\n"
             try:
                 sent = self._send(whole)
             except OSError:  # BlockingIOError: no room; others: no reader, no disk. A log is not worth a decision
@@ -62,13 +64,39 @@ class LineWriter:
                 self._untold, self._torn = 0, False
                 return
             self._torn = self._torn or sent > 0
-            self._untold += 1
-            self.dropped += 1
+            self._untold += len(lines)
+            self.dropped += len(lines)
 
     msg = log = debug = info = warning = warn = error = critical = exception = fatal = write
 
     def _notice(self) -> bytes:
         return orjson.dumps({"event": "log_lines_dropped", "level": "warning", "count": self._untold}) + b"\n"
+
+
+class TurnWriter:
+    """Lines of one turn of an event loop in one write, which lets other threads in; of other threads as they come."""
+
+    def __init__(self, writer: LineWriter) -> None:
+        self._writer = writer
+        self._lines: list[bytes] = []
+        atexit.register(self.flush)
+
+    def write(self, line: bytes) -> None:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self._writer.write(line)
+            return
+        if not self._lines:
+            loop.call_soon(self.flush)
+        self._lines.append(line)
+
+    msg = log = debug = info = warning = warn = error = critical = exception = fatal = write
+
+    def flush(self) -> None:
+        lines, self._lines = self._lines, []
+        if lines:
+            self._writer.write(*lines)
 
 
 def configure_logging(level: str = "INFO") -> None:
@@ -88,7 +116,8 @@ def configure_service_logging(level: str = "INFO") -> None:
     if sys.stderr.isatty():
         configure_logging(level)
         return
-    writer = _writer = LineWriter()
+    _writer = LineWriter()
+    writer = TurnWriter(_writer)
     structlog.configure(
         processors=[*_PROCESSORS, _as_json],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level]),

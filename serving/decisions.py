@@ -88,7 +88,7 @@ async def decide(service: Service, question: Question) -> DecisionResponse:
         raise ModelError(str(answer.run.error), code=answer.run.error_code, retryable=True)
     decision, shadowed = _decision(outcome), _shadow_decision(outcome)
     trace_id = tracing.decided(decision, answer.run)
-    decision_id, recorded = _put_on_record(service, outcome, (decision, shadowed), trace_id)
+    decision_id, recorded = await _put_on_record(service, outcome, (decision, shadowed), trace_id)
     response = DecisionResponse(
         **decision.model_dump(),
         decision_id=decision_id,
@@ -203,10 +203,12 @@ async def _run(service: Service, attempt: Attempt, question: Question, asked: _A
 def _show_guard(service: Service, attempt: Attempt, run: Run, *, excused: bool) -> None:
     """Let the guard see a run; a verdict takes effect before this returns.
 
-    A failure that both arms share on one request is `excused`: it tells of the input, not of one of the models.
+    A failure that both arms share on one request is `excused`: it tells of the input, not of one of the models. What
+    was refused was not the model's to answer: neither its wait nor its haste is the model's own time.
     """
     state = service.live.state
-    if excused or run.cached or run.model_id != (state.champion if attempt.role == "champion" else state.challenger):
+    judged = state.champion if attempt.role == "champion" else state.challenger
+    if excused or run.cached or run.error_code in SHED or run.model_id != judged:
         return
     depth = int(run.decisions.segments[0]) if run.decisions is not None else 0
     service.guard.observe(attempt.role, run.latency_ms, failed=run.failed, segments=depth)
@@ -282,10 +284,10 @@ def _shadow_decision(outcome: _Outcome) -> Decision | None:
     return by_model(run, other.role, facts)
 
 
-def _put_on_record(
+async def _put_on_record(
     service: Service, outcome: _Outcome, made: tuple[Decision, Decision | None], trace_id: str | None
 ) -> tuple[str, bool]:
-    """The decision's id, and whether it is on record. Nothing is awaited: what is recorded is what is given out."""
+    """The decision's id, and whether it is on record. What is recorded is given out, under the epoch it was made in."""
     question, answer, other = outcome.question, outcome.answer, outcome.other
     decision, shadowed = made
     cap = answer.by.cap(answer.rung, question.complexity) if answer.by is not None else UNLIMITED
@@ -301,7 +303,7 @@ def _put_on_record(
         deadline_ms=None if question.deadline == math.inf else (question.deadline - outcome.started) * 1e3,
         errors={attempt.id: run.error_code for attempt, run in answer.tried if run.error_code is not None},
     )
-    recorded = service.records.write(kept)
+    recorded = await service.turns.write(kept)
     service.telemetry.recorded(recorded)
     return decision_id, recorded
 

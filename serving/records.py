@@ -16,6 +16,7 @@ A disk that refuses, is slow or has little room left costs the record and not th
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import os
@@ -159,13 +160,14 @@ class Records:
         number = next(self._numbers) & 0xFFFFFFFF
         return f"{moment:%Y%m%dT%H%M%S}{moment.microsecond // 1000:03d}-{self._worker}-{number:08x}", at
 
-    def write(self, record: Record) -> bool:
-        """Whether the record is out of this process's hands. Never raises OSError."""
+    def write(self, *records: Record) -> bool:
+        """Whether all of them are out of this process's hands, in one write. Never raises OSError."""
         started = time.monotonic()
         if not self._room or started < self._retry_at:
             return False
         try:
-            self._append(file_name(record.facts.decision_id), encode(record))
+            for name, same in itertools.groupby(records, lambda record: file_name(record.facts.decision_id)):
+                self._append(name, b"".join(map(encode, same)))
         except OSError as error:
             self._close_file()
             self._pause(_trouble(self._folder, error))
@@ -202,13 +204,13 @@ class Records:
             self._sync()
         self._close_file()
 
-    def _append(self, name: str, frame: bytes) -> None:
+    def _append(self, name: str, frames: bytes) -> None:
         if self._file is None or self._name != name or self._removed:
             self._open(name)
         assert self._file is not None  # noqa: S101 - just opened; for the type checker
-        written = self._file.write(frame)
-        if written != len(frame):
-            raise OSError(0, f"the disk took {written} of {len(frame)} bytes")
+        written = self._file.write(frames)
+        if written != len(frames):
+            raise OSError(0, f"the disk took {written} of {len(frames)} bytes")
 
     def _open(self, name: str) -> None:
         self._close_file()
@@ -259,6 +261,40 @@ class Records:
     def _existing_folder(self) -> Path:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         return self._folder
+
+
+class Turns:
+    """Records of one turn of the event loop are written together.
+
+    A write lets the threads that run models in, and to get back the loop waits for them: once for all decisions that
+    one run of a model has ended, not once for each.
+    """
+
+    def __init__(self, records: Records) -> None:
+        self._records = records
+        self._waiting: list[tuple[Record, asyncio.Future[bool]]] = []
+
+    async def write(self, record: Record) -> bool:
+        """As Records.write."""
+        loop = asyncio.get_running_loop()
+        if not self._waiting:
+            loop.call_soon(self._write_all)
+        written: asyncio.Future[bool] = loop.create_future()
+        self._waiting.append((record, written))
+        return await written
+
+    def _write_all(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        try:
+            recorded = self._records.write(*(record for record, _ in waiting))
+        except Exception as error:  # whatever it is, nobody may be left waiting for it
+            for _, written in waiting:
+                if not written.done():
+                    written.set_exception(error)
+            return
+        for _, written in waiting:
+            if not written.done():  # its request may have broken off
+                written.set_result(recorded)
 
 
 def _private(path: str, flags: int) -> int:

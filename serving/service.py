@@ -28,7 +28,7 @@ from serving.follow import Follower
 from serving.guard import Guard
 from serving.ladder import Ladder, Rung
 from serving.outbox import Outbox, PrefectApi
-from serving.records import Records
+from serving.records import Records, Turns
 from serving.rollout import Event, RolloutStore
 from serving.routing import Role
 from serving.telemetry import Telemetry
@@ -71,6 +71,7 @@ class Service:
         self.guard = Guard(settings.triggers.model_copy(update={"performance_alpha": alpha}))
         self.ladder = Ladder(settings.ladder, time.perf_counter)
         self.records = Records(settings.paths.state_dir / "decisions", settings.records)
+        self.turns = Turns(self.records)
         self.lag_ms = 0.0  # by which the event loop was late when it was last looked at
         self.live = Live(RolloutState())
         self._first_champion = champion
