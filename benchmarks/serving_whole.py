@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from benchmarks.raw_decisions import RawEngine
 from core.settings import load_settings
-from serving.batcher import cores, rows_within
+from serving.batcher import cores
+from serving.pace import rows_within
 
 Waiting = tuple[NDArray[np.float32], asyncio.Future[dict[str, Any]]]
 

@@ -6,10 +6,11 @@
 
 Each of a few threads keeps a batch of its own. Between two segments rows leave it and waiting ones join, so a shallow
 decision never waits for a deep one and the batch stays full. A run holds no more rows than lets a decision of full
-depth end within the time limit (`rows_within`): what is waiting waits here, where it can be refused, not in a batch.
+depth end in time (serving/pace.py): what is waiting waits here, where it can be refused, not in a batch.
 
 Load is shed early: a request that would wait too long is refused when it arrives. A run has a limit of its own: a
-model that hangs costs its threads, never the event loop.
+model that hangs costs its threads, never the event loop. Whoever passes it was held up by the model (alone, or in one
+segment: `inference_timeout`) or, while the machine became slower, by the others of its batch (`overloaded`).
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from core.errors import ModelError
 from core.settings import Performance, Serving, Settings
 from serving.engine import Engine, load_engine
 from serving.graph import GPU_PROVIDERS
+from serving.pace import Pace, rows_within
 from serving.reasoning import UNLIMITED, Decisions, Reasoning, Step
 
 QUEUE_LIMIT_S = 1.0  # a decision that waited longer answers a market that has moved on
@@ -42,8 +44,6 @@ QUEUE_LIMIT_S = 1.0  # a decision that waited longer answers a market that has m
 TIMEOUT_FACTOR = 4
 WATCH_S = 0.02  # how often limits are looked at
 SMOOTHING = 0.1  # of the running mean of what a decision costs
-PROBE_ROWS, PROBES = 8, 3
-MIN_ROWS = 4  # with fewer a core wastes half of its time
 NOT_THE_MODELS_FAULT = frozenset({"inference_timeout", "overloaded", "shutting_down"})
 
 Key = tuple[bytes | float, ...]
@@ -107,6 +107,8 @@ class _Ticket:
     answer: asyncio.Future[Run]
     arrived: float = field(default_factory=time.perf_counter)
     started: float | None = None
+    pace: Pace | None = None  # of that thread
+    share_s: float = 0.0  # of the pace, when it joined
 
 
 class Batcher:
@@ -207,15 +209,18 @@ class Batcher:
         while True:
             await asyncio.sleep(WATCH_S)
             now = time.perf_counter()
-            while self._waiting and now - self._waiting[0].arrived > QUEUE_LIMIT_S:
-                with self._changed:
-                    ticket = self._waiting.popleft() if self._waiting else None
-                if ticket is not None:
-                    _resolve(ticket, self._error(ticket, "overloaded", "waited too long for its first segment"))
-            for ticket in tuple(self._active):
-                if ticket.started is not None and now - ticket.started > self._run_limit_s:
-                    self._active.discard(ticket)
-                    _resolve(ticket, self._error(ticket, "inference_timeout", "the run took too long"))
+            with self._changed:  # the threads take and give back at any moment
+                waited: list[_Ticket] = []
+                while self._waiting and now - self._waiting[0].arrived > QUEUE_LIMIT_S:
+                    waited.append(self._waiting.popleft())
+                thought = [each for each in self._active if now - (each.started or now) > self._run_limit_s]
+                self._active.difference_update(thought)
+            for ticket in waited:
+                _resolve(ticket, self._error(ticket, "overloaded", "waited too long for its first segment"))
+            for ticket in thought:
+                crowded = ticket.pace is not None and ticket.pace.crowded(now)
+                code = "overloaded" if crowded else "inference_timeout"
+                _resolve(ticket, self._error(ticket, code, "the run took too long"))
 
     def _error(self, ticket: _Ticket, code: str, why: str) -> Run:
         now = time.perf_counter()
@@ -234,32 +239,42 @@ class Batcher:
             self._ready[number].set_exception(error)
             return
         self._ready[number].set_result(None)
+        rule = self.engine.manifest.halting
+        pace = Pace(self.rows, rule.max_segments if rule else 1, self._run_limit_s / 2)
         tickets: dict[int, _Ticket] = {}
-        while (joined := self._take(reasoning.free, idle=not tickets)) is not None:
+        while (joined := self._take(pace, len(tickets))) is not None:
             if joined:
                 tickets |= zip(_join(reasoning, joined), joined, strict=True)
+            elif not tickets:
+                continue  # those who had asked have gone
             done = self._segment(reasoning, tickets)
+            pace.end()
             gone = [slot for slot, ticket in tickets.items() if slot in done or ticket.answer.done()]
             reasoning.leave(np.array(gone, dtype=np.int64))
-            self._tell([(tickets.pop(slot), done.get(slot)) for slot in gone])
+            self._tell([(tickets.pop(slot), done.get(slot)) for slot in gone], pace)
 
-    def _take(self, free: int, *, idle: bool) -> list[_Ticket] | None:
+    def _take(self, pace: Pace, here: int) -> list[_Ticket] | None:
         """Who joins now; an idle thread leaves the others their share. Blocks while idle; None: closed."""
+        idle = not here
         with self._changed:
             self._idle += idle
             while idle and not self._waiting and not self._closed:
                 self._changed.wait()
             share = -(-len(self._waiting) // self._idle) if idle else len(self._waiting)
             self._idle -= idle
-            joined = [self._waiting.popleft() for _ in range(min(free, share))]
-            self._active.update(joined)
+            joined: list[_Ticket] = []
+            while self._waiting and len(joined) < min(pace.allowed - here, share):
+                ticket = self._waiting.popleft()
+                if not ticket.answer.done():  # whoever asked may have gone
+                    joined.append(ticket)
+            pace.begin(here + len(joined))
             for ticket in joined:
-                ticket.started = time.perf_counter()
+                ticket.started, ticket.pace, ticket.share_s = pace.began, pace, pace.share_s
+            self._active.update(joined)
             return None if self._closed and idle and not joined else joined
 
     def _segment(self, reasoning: Reasoning, tickets: dict[int, _Ticket]) -> dict[int, Run]:
         """One segment of everybody here; the runs of those who are done, by slot."""
-        started = time.perf_counter()
         self.on_segment(len(tickets))
         steps, failures = _steps(reasoning)
         now = time.perf_counter()
@@ -269,7 +284,6 @@ class Batcher:
             for row in np.flatnonzero(step.halted | step.broken | late).tolist():
                 slot = int(step.slots[row])
                 done[slot] = self._finished(tickets[slot], step, row)
-        self._learn_cost((now - started) / len(tickets), done)
         return done
 
     def _finished(self, ticket: _Ticket, step: Step, row: int) -> Run:
@@ -285,13 +299,11 @@ class Batcher:
         code = error.code if isinstance(error, ModelError) else "inference_failed"
         return self._run(None, *_times(ticket), error_code=code, error=f"{self.engine.id}: {error}")
 
-    def _learn_cost(self, row_segment_s: float, done: dict[int, Run]) -> None:
-        for run in done.values():
-            if run.decisions is not None:
-                self._decision_s += SMOOTHING * (row_segment_s * int(run.decisions.segments[0]) - self._decision_s)
-
-    def _tell(self, done: list[tuple[_Ticket, Run | None]]) -> None:
-        self._active.difference_update(ticket for ticket, _ in done)
+    def _tell(self, done: list[tuple[_Ticket, Run | None]], pace: Pace) -> None:
+        with self._changed:
+            self._active.difference_update(ticket for ticket, _ in done)
+            for ticket, _ in done:  # also of those who did not wait for it: they cost as much
+                self._decision_s += SMOOTHING * (pace.share_s - ticket.share_s - self._decision_s)
         answered = [(ticket, run) for ticket, run in done if run is not None]
         if answered:
             with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits any more
@@ -309,27 +321,6 @@ async def open_model(settings: Settings, model_id: str) -> Batcher:
     batcher = Batcher(*await asyncio.to_thread(loaded), serving, performance)
     await batcher.ready()
     return batcher
-
-
-def rows_within(engine: Engine, limit_ms: float, most: int) -> int:
-    """How many rows a run may hold so that a decision of full depth ends within `limit_ms`, in [MIN_ROWS, most].
-
-    Measured now. A device is no slower with all of them.
-    """
-    rule = engine.manifest.halting
-    if engine.provider in GPU_PROVIDERS or rule is None:
-        return most
-    reasoning = engine.reasoning(PROBE_ROWS)
-    feeds = {name: np.zeros((PROBE_ROWS, *shape), np.float32) for name, shape in engine.row_shapes.items()}
-    position = np.zeros((PROBE_ROWS, *engine.manifest.observation.answers), np.int64)
-    reasoning.join(feeds, np.zeros(PROBE_ROWS), position, np.full(PROBE_ROWS, UNLIMITED))
-    times = []
-    for _ in range(PROBES):
-        started = time.perf_counter()
-        reasoning.step()
-        times.append(time.perf_counter() - started)
-    row_ms = min(times) * 1e3 / PROBE_ROWS
-    return min(most, max(MIN_ROWS, int(limit_ms / rule.max_segments / row_ms)))
 
 
 def cores(serving: Serving) -> int:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,9 +20,9 @@ from tiny_models import RULE, publish_all, settings_in
 from core.errors import ModelError
 from core.settings import Settings
 from flows.drill_models import FAULT_LEVEL, SCHEMA, publish_policy
-from serving.batcher import QUEUE_LIMIT_S, Batcher, Observation, Run, open_model
+from serving.batcher import QUEUE_LIMIT_S, Batcher, Observation, Run, _Ticket, open_model
 from serving.engine import Engine, load_engine
-from serving.reasoning import Reasoning
+from serving.reasoning import Reasoning, Step
 
 W, F, A = SCHEMA.window, len(SCHEMA.bar_features), len(SCHEMA.account_features)
 
@@ -261,3 +264,86 @@ def test_a_model_without_room_on_its_device_is_refused(settings: Settings, monke
     monkeypatch.setattr(Engine, "reasoning", full)
     with pytest.raises(ModelError, match="out of memory"):
         asyncio.run(open_model(settings, "hrm/v1"))
+
+
+def slowed(monkeypatch: pytest.MonkeyPatch, row_s: float) -> None:
+    """From now on a machine on which every row of a segment takes so long."""
+    step = Reasoning.step
+
+    def slower(reasoning: Reasoning, slots: Any = None) -> Step:
+        time.sleep(row_s * len(reasoning.here if slots is None else slots))
+        return step(reasoning, slots)
+
+    monkeypatch.setattr(Reasoning, "step", slower)
+
+
+def test_on_a_machine_that_became_slow_less_is_taken_on_and_nothing_times_out(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(batcher: Batcher) -> None:
+        assert batcher.rows > 20
+        slowed(monkeypatch, 0.004)
+        runs: list[Run] = []
+
+        async def client() -> None:
+            for _ in range(4):
+                runs.append(await batcher.run(row(6)))
+
+        await asyncio.gather(*(client() for _ in range(40)))
+        assert {run.error_code for run in runs} <= {None, "overloaded"}
+        assert sum(run.decisions is not None for run in runs) > 10  # with full batches it would be none
+        assert batcher._decision_s > 6 * 0.004 / 2
+
+    with_model(settings, "hrm/v1", story)
+
+
+def test_a_model_that_is_too_slow_alone_is_told_from_one_with_too_much_company(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(batcher: Batcher) -> None:
+        slowed(monkeypatch, 0.06)
+        alone = await batcher.run(row(6))
+        assert alone.error_code == "inference_timeout"
+
+    with_model(settings, "hrm/v1", story)
+
+
+def test_those_who_gave_up_are_not_thought_about(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story(batcher: Batcher) -> None:
+        seen: list[int] = []
+        batcher.on_segment = seen.append
+        gone = [asyncio.create_task(batcher.run(row())) for _ in range(50)]
+        with batcher._changed:  # the threads wait for it
+            await asyncio.sleep(0)
+            for task in gone:
+                task.cancel()
+            await asyncio.gather(*gone, return_exceptions=True)
+        assert depth_of(await batcher.run(row())) == 1
+        assert seen == [1]
+
+    with_model(settings, "hrm/v1", story)
+
+
+def test_limits_are_looked_at_under_the_lock_that_the_threads_take(settings: Settings) -> None:
+    """Or the queue is empty between a look and a grasp, and the watch ends with an IndexError: no limit holds then."""
+
+    class Watched(deque[Any]):
+        def __getitem__(self, index: Any) -> Any:
+            assert batchers[0]._changed._is_owned()  # type: ignore[attr-defined]  # threading's own way to ask
+            return super().__getitem__(index)
+
+    batchers: list[Batcher] = []
+
+    async def story(batcher: Batcher) -> None:
+        batchers.append(batcher)
+        batcher._waiting = Watched()
+        await asyncio.gather(*(batcher.run(row(6)) for _ in range(300)))
+        stale = _Ticket(row(), 1, math.inf, asyncio.get_running_loop().create_future(), arrived=-math.inf)
+        while batcher._idle < len(batcher._threads):
+            await asyncio.sleep(0.001)
+        with batcher._changed:
+            batcher._waiting.append(stale)  # nobody is notified
+        assert (await stale.answer).error_code == "overloaded"
+        assert not batcher._watch.done()
+
+    with_model(settings, "hrm/v1", story)

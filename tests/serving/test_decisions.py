@@ -202,6 +202,18 @@ def test_a_rollback_during_the_wait_for_the_shadow_takes_the_decision_back(tmp_p
     serve(slow_shadow(tmp_path), story)
 
 
+def test_what_a_challenger_was_too_busy_for_says_nothing_of_it_and_the_champion_answers(settings: Settings) -> None:
+    async def story(service: Service) -> None:
+        await to_canary(service, "hrm/v1")
+        service.live.models["hrm/v1"]._max_waiting = 0
+        for _ in range(5):
+            answer = await decide(service, question())
+            assert (answer.model, answer.fallback) == ("ppo", True)
+        assert len(service.guard.windows["challenger"]) == 0
+
+    serve(settings, story)
+
+
 def test_a_shadow_carries_the_epoch_it_was_made_in(tmp_path: Path) -> None:
     """Otherwise a challenger that lost its traffic would seem to speak under the new epoch."""
     publish_policy(tmp_path / "models", "ppo/v1")
