@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import socket
+import threading
+import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+import uvicorn
 
 from flows.service_process import ServiceProcess
-from serving.http import MAX_HEAD_BYTES
+from serving import http
+from serving.http import MAX_HEAD_BYTES, Http
 
 
 @pytest.fixture
@@ -67,3 +72,42 @@ def test_a_long_head_and_a_long_body_are_two_things(running: ServiceProcess, lin
         assert not head.startswith(b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain")
         while not head.endswith(b"}"):
             head += line.recv(65536)
+
+
+async def empty(scope: Any, _receive: Any, send: Any) -> None:
+    assert scope["type"] == "http"
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+    await send({"type": "http.response.body"})
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """A connection to a server that waits half a second for a head."""
+    monkeypatch.setattr(http, "HEAD_WITHIN_S", 0.5)
+    server = uvicorn.Server(uvicorn.Config(empty, http=Http, lifespan="off", log_config=None))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        with socket.create_connection(listener.getsockname(), timeout=20) as connection:
+            yield connection
+        server.should_exit = True
+        thread.join()
+
+
+HEAD = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
+
+
+@pytest.mark.parametrize(("before", "sent"), [(b"", b""), (b"", HEAD[:-2]), (HEAD, HEAD[:-2])])
+def test_a_head_that_does_not_come_ends_the_connection(impatient: socket.socket, before: bytes, sent: bytes) -> None:
+    if before:
+        impatient.sendall(before)
+        assert answer(impatient).startswith(b"HTTP/1.1 200")
+    impatient.sendall(sent)
+    assert impatient.recv(1) == b""
+
+
+def test_a_head_in_time_stops_the_clock(impatient: socket.socket) -> None:
+    for _ in range(2):
+        impatient.sendall(HEAD)
+        assert answer(impatient).startswith(b"HTTP/1.1 200")
+        time.sleep(0.7)  # longer than a head may take
