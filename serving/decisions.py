@@ -89,8 +89,8 @@ async def decide(service: Service, question: Question) -> DecisionResponse:
     decision, shadowed = _decision(outcome), _shadow_decision(outcome)
     trace_id = tracing.decided(decision, answer.run)
     decision_id, recorded = await _put_on_record(service, outcome, (decision, shadowed), trace_id)
-    response = DecisionResponse(
-        **decision.model_dump(),
+    response = DecisionResponse.model_construct(  # of what is validated already
+        **dict(decision),
         decision_id=decision_id,
         recorded=recorded,
         rung=answer.rung.label,

@@ -51,7 +51,10 @@ class Rung(IntEnum):
 
     @property
     def label(self) -> RungName:
-        return cast(RungName, self.name.lower())
+        return LABELS[self]
+
+
+LABELS: dict[Rung, RungName] = {rung: cast(RungName, rung.name.lower()) for rung in Rung}
 
 
 @dataclass(frozen=True)

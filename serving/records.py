@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import math
 import os
 import re
 import secrets
@@ -138,6 +139,7 @@ class Records:
         self._clock = clock
         self._worker = secrets.token_hex(4)
         self._numbers = itertools.count()
+        self._second = (math.nan, "")  # the one of the latest id, and how it is written
         self._file: FileIO | None = None
         self._name = ""
         self._swap = threading.Lock()  # around the file's opening and closing
@@ -156,9 +158,11 @@ class Records:
     def new_id(self) -> tuple[str, float]:
         """An id that no other decision has, which sorts by time; and that time, Unix s."""
         at = self._clock()
-        moment = datetime.fromtimestamp(at, UTC)
+        second, rest = divmod(at, 1)
+        if second != self._second[0]:
+            self._second = (second, f"{datetime.fromtimestamp(second, UTC):%Y%m%dT%H%M%S}")
         number = next(self._numbers) & 0xFFFFFFFF
-        return f"{moment:%Y%m%dT%H%M%S}{moment.microsecond // 1000:03d}-{self._worker}-{number:08x}", at
+        return f"{self._second[1]}{int(rest * 1000):03d}-{self._worker}-{number:08x}", at
 
     def write(self, *records: Record) -> bool:
         """Whether all of them are out of this process's hands, in one write. Never raises OSError."""
