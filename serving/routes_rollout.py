@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import asdict
 
@@ -41,7 +42,7 @@ async def get_rollout(request: Request) -> Response:
 async def get_events(request: Request) -> Response:
     """The append-only log: oldest first, at most 1000 with a version above `after`."""
     service: Service = request.app.state.service
-    events = service.events(query(EventsQuery, request).after)
+    events = await asyncio.to_thread(service.store.events, query(EventsQuery, request).after)
     return json(EventsResponse.model_validate({"events": [asdict(event) for event in events]}))
 
 

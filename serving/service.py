@@ -29,7 +29,7 @@ from serving.guard import Guard
 from serving.ladder import Ladder, Rung
 from serving.outbox import Outbox, PrefectApi
 from serving.records import Records, Turns
-from serving.rollout import Event, RolloutStore
+from serving.rollout import RolloutStore
 from serving.routing import Role
 from serving.telemetry import Telemetry
 from serving.transitions import Change, Command, Phase, RolloutState, transition
@@ -93,7 +93,8 @@ class Service:
         state = self.store.read()
         first: dict[str, Batcher] = {}
         if state.champion is None and self._first_champion is not None:
-            first[self._first_champion] = _of_a_market(await self._open(self._first_champion))  # before it is noted
+            first[self._first_champion] = await self._open(self._first_champion)  # before it is noted
+            _ = first[self._first_champion].engine.manifest.market  # a model of books is none: it raises ModelError
             install = Change(Command.INSTALL, time.time(), "first champion", "service", champion=self._first_champion)
             state = self.store.apply(install)
         self._install(*await self._load(state, first))
@@ -125,17 +126,13 @@ class Service:
             return self.live
         await self.sync()  # another process may know better
         transition(self.live.state, change, self.settings.rollout)  # refused before anything is loaded
-        models = await self._models_for(change)
-        async with self._commands:
-            if not self.live.durable:
-                raise RolloutError(
-                    "a rollback is not on disk yet; free the disk and retry", code="state_not_durable", retryable=True
-                )
-            try:
-                state = await asyncio.to_thread(self.store.apply, change, expected_version)
-            except SQLAlchemyError as error:
-                raise _not_durable(error) from error
-            self._install(state, models)
+        opened: dict[str, Batcher] = {}
+        try:
+            await self._open_for(change, opened)
+            async with self._commands:
+                await self._commit(change, expected_version, opened)
+        finally:  # refused, overtaken, or there meanwhile: nobody else knows of them
+            self._close([model for name, model in opened.items() if self.live.model(name) is not model], drain=False)
         return self.live
 
     async def sync(self) -> None:
@@ -184,9 +181,6 @@ class Service:
             self._beside.discard(model_id)
             self._keep(self.live.state, dict(self.live.models), durable=self.live.durable)
 
-    def events(self, after_version: int) -> list[Event]:
-        return self.store.events(after_version)
-
     def judge(self) -> None:
         """Take the candidate's traffic away if the guard says so; the very next decision is the stable model's."""
         state = self.live.state
@@ -223,6 +217,8 @@ class Service:
             async with self._commands:
                 models = {model_id: model, **self.live.models}
                 self._keep(self.live.state, models, durable=self.live.durable)
+            if models[model_id] is not model:  # a start was faster
+                self._close([model])
         return models[model_id]
 
     async def _catch_up(self, model_id: str) -> None:
@@ -234,6 +230,18 @@ class Service:
             if model_id == self.live.state.candidate:
                 self.telemetry.rollbacks.labels("not_loadable").inc()
                 self._roll_back(Change(Command.ROLLBACK, time.time(), str(error), "service"))
+
+    async def _commit(self, change: Change, expected_version: int | None, opened: dict[str, Batcher]) -> None:
+        """Make a change durable, and let it take effect. Under the commands' lock."""
+        if not self.live.durable:
+            raise RolloutError(
+                "a rollback is not on disk yet; free the disk and retry", code="state_not_durable", retryable=True
+            )
+        try:
+            state = await asyncio.to_thread(self.store.apply, change, expected_version)
+        except SQLAlchemyError as error:
+            raise _not_durable(error) from error
+        self._install(state, opened)
 
     async def _abort(self, change: Change) -> None:
         if self.live.state.latched:
@@ -289,15 +297,13 @@ class Service:
 
     def _install(self, state: RolloutState, models: dict[str, Batcher]) -> None:
         """Let a durable state take effect, unless a rollback overtook it."""
-        overtaken = not self.live.durable or (self.live.state.version > state.version)
-        if overtaken:
-            self._close([model for name, model in models.items() if name not in self.live.models])
+        if not self.live.durable or self.live.state.version > state.version:
             return
         if state.phase is Phase.SHADOW and self.live.state.candidate != state.candidate:
             self.guard.reset()
         if state.phase is Phase.PROMOTED and self.live.state.phase is not Phase.PROMOTED:
             self.guard.reset()  # the new champion is judged by what it does as champion
-        self._keep(state, {**self.live.models, **models}, durable=True)
+        self._keep(state, {**models, **self.live.models}, durable=True)
         self.telemetry.rollout(state)
         log.info(
             "rollout",
@@ -321,17 +327,17 @@ class Service:
         for model in models:
             self.spawn(model.close(drain=drain))
 
-    async def _models_for(self, change: Change) -> dict[str, Batcher]:
-        """The models a start needs, loaded and warm before anything changes."""
-        models: dict[str, Batcher] = {}
+    async def _open_for(self, change: Change, opened: dict[str, Batcher]) -> None:
+        """Load the models a start needs into `opened`, before anything changes. Raises ModelError."""
         for model_id in (change.champion, change.challenger):
             if model_id is not None and model_id not in self.live.models:
-                models[model_id] = await self._open(model_id)
-        both = [{**self.live.models, **models}.get(name or "") for name in (change.champion, change.challenger)]
-        if both[0] is not None and both[1] is not None:
-            theirs = both[1].engine
-            both[0].engine.manifest.market.require(theirs.manifest.market, theirs.id)
-        return models
+                opened[model_id] = await self._open(model_id)
+        models = {**opened, **self.live.models}
+        champion = models.get(change.champion or self.live.state.champion or "")
+        challenger = models.get(change.challenger or "")
+        if champion is not None and challenger is not None:
+            theirs = challenger.engine
+            champion.engine.manifest.market.require(theirs.manifest.market, theirs.id)
 
     async def _load(self, state: RolloutState, models: dict[str, Batcher]) -> tuple[RolloutState, dict[str, Batcher]]:
         """Models at start-up. A candidate that does not load is rolled back; a stable model must load."""
@@ -375,12 +381,6 @@ class Service:
             "degraded": self.ladder.rung is not Rung.FULL,
             "unrecorded": self.records.problem is not None,
         }
-
-
-def _of_a_market(model: Batcher) -> Batcher:
-    """The model. Raises ModelError if it decides books: whom the rollout names decides one instrument at a time."""
-    _ = model.engine.manifest.market
-    return model
 
 
 def _of_books(model: Batcher) -> None:

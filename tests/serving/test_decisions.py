@@ -16,6 +16,7 @@ from tiny_models import publish_hrm, settings_in
 from core.errors import DataError, ModelError, RolloutError
 from core.settings import Settings
 from flows.drill_models import FAULT_LEVEL, SCHEMA, publish_policy, slow_products
+from serving.batcher import Observation
 from serving.decisions import decide
 from serving.engine import Engine
 from serving.guard import Trigger
@@ -337,6 +338,33 @@ def test_a_start_that_is_refused_loads_nothing(settings: Settings, monkeypatch: 
     serve(settings, story)
 
 
+def threads_of(model_id: str) -> int:
+    return sum(thread.name.startswith(f"{model_id}-") for thread in threading.enumerate())
+
+
+def test_a_start_that_is_refused_after_it_has_loaded_leaves_nothing_loaded(settings: Settings) -> None:
+    async def story(service: Service) -> None:
+        change = Change(Command.START, time.time(), challenger="hrm/v2")
+        with pytest.raises(RolloutError) as error:
+            await service.command(change, expected_version=99)
+        assert error.value.code == "stale_version"
+        await until(lambda: threads_of("hrm/v2") == 0)
+
+    serve(settings, story)
+
+
+def test_a_start_and_a_load_of_one_model_at_once_leave_it_loaded_once(settings: Settings) -> None:
+    async def story(service: Service) -> None:
+        await asyncio.gather(command(service, "start", challenger="hrm/v2"), service.load("hrm/v2"))
+        await until(lambda: threads_of("hrm/v2") == len(service.live.models["hrm/v2"]._threads))
+        run = await service.live.models["hrm/v2"].run(
+            Observation(np.zeros((W, F), np.float32), np.zeros(A, np.float32), 0.0, 0)
+        )
+        assert run.decisions is not None
+
+    serve(settings, story)
+
+
 def test_memory_over_the_limit_takes_the_challenger_away_without_a_single_question(tmp_path: Path) -> None:
     publish_policy(tmp_path / "models", "ppo/v1")
     publish_hrm(tmp_path / "models", "hrm/v1")
@@ -394,10 +422,12 @@ def test_models_with_different_observations_cannot_share_a_rollout(settings: Set
     publish_policy(settings.paths.state_dir / "models", "other/v1", schema=other)
 
     async def story(service: Service) -> None:
-        with pytest.raises(ModelError) as error:
-            await command(service, "start", champion="ppo/v1", challenger="other/v1")
-        assert error.value.code == "schema_mismatch"
-        assert service.live.state.phase is Phase.IDLE
+        for named in ({"champion": "ppo/v1"}, {}):
+            with pytest.raises(ModelError) as error:
+                await command(service, "start", challenger="other/v1", **named)
+            assert error.value.code == "schema_mismatch"
+            assert service.live.state.phase is Phase.IDLE
+        await until(lambda: threads_of("other/v1") == 0)
 
     serve(settings, story)
 

@@ -318,8 +318,13 @@ def test_of_two_processes_one_tells_and_the_other_goes_on_when_it_has_ended(
 ) -> None:
     monkeypatch.setattr(outbox, "LOCK_RETRY_S", 0.05)
 
+    file = tmp_path / "outbox.json"
+
+    def cursor_at(version: int) -> bool:
+        return file.exists() and json.loads(file.read_bytes())["version"] == version
+
     async def run(server: Any) -> None:
-        first, second = (Outbox(server.api, store, tmp_path / "outbox.json") for _ in range(2))
+        first, second = (Outbox(server.api, store, file) for _ in range(2))
         telling = asyncio.create_task(first.run())
         await asyncio.sleep(0)  # it has the lock
         waiting = asyncio.create_task(second.run())
@@ -328,7 +333,7 @@ def test_of_two_processes_one_tells_and_the_other_goes_on_when_it_has_ended(
             for box in (first, second):
                 box.wake()
             deadline = time.monotonic() + 20
-            while len(server.accepted) < count:
+            while len(server.accepted) < count or not cursor_at(store.read().version):  # else it is told again: allowed
                 assert time.monotonic() < deadline, "waited in vain"
                 await asyncio.sleep(0.01)
 
