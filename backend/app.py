@@ -1,6 +1,7 @@
-"""The seed's backend API (7.1): backtests and paper positions, every route behind the bearer token.
+"""The seed's backend API (7.1): backtests and paper positions, behind the inference service's door.
 
-The token is the inference service's, `<state_dir>/api_token`; only health is open, and on loopback only.
+The same credentials open it: `<state_dir>/api_token`, and keys and tokens with a scope: models:read for a backtest,
+rollout:read for positions. Only health is open, and on loopback only.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from backend.backtests import bars_of, newest_model, prepared
 from core.settings import Settings
 from serving import problems
-from serving.auth import Door, read_or_create_token
+from serving.auth import Authenticator
+from serving.door import Door
+from serving.scopes import Scope, needs
 from trading.paper import Ledger
 
 Symbol = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_&-]{0,63}$")]
@@ -45,15 +48,17 @@ def create_app(settings: Settings) -> FastAPI:
     """The backend over one state directory. Raises ConfigError for an unusable token file."""
     state_dir = settings.paths.state_dir
     app = FastAPI(title="HRM trading: backend", version="1")
-    app.add_middleware(Door, token=read_or_create_token(state_dir), max_body_kb=settings.serving.max_body_kb)
+    app.add_middleware(Door, authenticator=Authenticator(settings), serving=settings.serving, routes=app.routes)
     problems.install(app)
     one_backtest = threading.Lock()  # a backtest fills the machine: a second one waits its turn
 
     @app.get("/health/live")
+    @needs(Scope.METRICS_READ, local=True)
     def live() -> dict[str, str]:
         return {"status": "alive"}
 
     @app.post("/api/backtest/run")
+    @needs(Scope.MODELS_READ)
     def run(request: BacktestRequest) -> dict[str, Any]:
         with one_backtest:
             model_id = request.model or newest_model(state_dir / "models")
@@ -62,6 +67,7 @@ def create_app(settings: Settings) -> FastAPI:
             return test.run().answer()
 
     @app.get("/api/trading/positions")
+    @needs(Scope.ROLLOUT_READ)
     def positions() -> dict[str, list[dict[str, Any]]]:
         file = state_dir / "paper.db"
         if not file.exists():

@@ -43,7 +43,7 @@ def judged(found: dict[str, Any], preset: str, *, gpu: bool) -> list[dict[str, A
     here = "gpu" if gpu else "cpu"
     rows = []
     for goal in GOALS:
-        value = reduce(_member, goal.path.split("."), found)
+        value: Any = reduce(_member, goal.path.split("."), found)
         if goal.where in ("anywhere", here) and goal.preset in (None, preset) and value is not None:
             rows.append({"figure": goal.path, "value": value, "goal": _words(goal), "reached": _reached(goal, value)})
     return rows

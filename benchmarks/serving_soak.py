@@ -114,7 +114,12 @@ def _batch(asked: Questions, which: int) -> dict[str, Any]:
 
 def _infer(asked: Questions, which: int) -> dict[str, Any]:
     rows = slice(which, which + 1)
-    arrays = {"bars": asked.bars, "account": asked.account, "complexity": asked.complexity, "position": asked.position}
+    arrays: dict[str, NDArray[Any]] = {
+        "bars": asked.bars,
+        "account": asked.account,
+        "complexity": asked.complexity,
+        "position": asked.position,
+    }
     inputs = [
         {
             "name": name,
@@ -156,7 +161,11 @@ def _keep_changing(model: Model, target: Target, ended: threading.Event, every_s
             name = model.manifest.name
             stored = f"/v2/repository/models/{name}/{version}"
             started = {"champion": model.id, "challenger": f"{name}/{version}", "reason": "soak"}
-            steps = ((f"{stored}/load", {}), (f"{stored}/unload", {}), ("/v1/rollout/start", started))
+            steps: tuple[tuple[str, dict[str, str]], ...] = (
+                (f"{stored}/load", {}),
+                (f"{stored}/unload", {}),
+                ("/v1/rollout/start", started),
+            )
             for path, body in steps:
                 found.refused += _refusal(http.post(path, json=body))
             ended.wait(every_s / 4)  # shadows run meanwhile

@@ -172,7 +172,7 @@ def _settings_for(model: Model) -> dict[str, str]:
 @contextmanager
 def _server(name: str, command: list[str], environ: Mapping[str, str], port: int, body: bytes) -> Iterator[Child]:
     log = Path(os.environ.get("TMPDIR", "/tmp")) / f"hrm-bench-{os.getpid()}-{port}.log"  # noqa: S108 - our own name
-    env = _plain_environment() | ONE_THREAD | environ
+    env = _plain_environment() | ONE_THREAD | dict(environ)
     with ExitStack() as stack:
         stack.callback(log.unlink, missing_ok=True)
         running = stack.enter_context(child(name, command, log=log, env=env))

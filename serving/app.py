@@ -39,6 +39,9 @@ def create_app(settings: Settings, *, champion: str | None = None) -> FastAPI:
         yield
         await service.close()
 
+    def refused(code: str) -> None:
+        app.state.service.telemetry.refused(code)
+
     authenticator = Authenticator(settings)
     app = FastAPI(title="HRM trading: inference service", version="1", lifespan=lifespan, routes=ROUTES)
     pages = {app.openapi_url, app.docs_url, app.redoc_url, app.swagger_ui_oauth2_redirect_url}  # FastAPI's own
@@ -50,6 +53,7 @@ def create_app(settings: Settings, *, champion: str | None = None) -> FastAPI:
         authenticator=authenticator,
         serving=settings.serving,
         routes=app.routes,
+        refused=refused,
     )
     problems.install(app)
     openapi.install(app, BODIES)

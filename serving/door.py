@@ -10,7 +10,7 @@ import contextlib
 import ipaddress
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -57,8 +57,11 @@ class Door:
         authenticator: Authenticator,
         serving: Serving,
         routes: Sequence[BaseRoute],
+        refused: Callable[[str], None] | None = None,
     ) -> None:
+        """`refused` is told the code of every refusal."""
         self.app = app
+        self._refused = refused
         self._authenticator = authenticator
         self._directory = Directory(routes)
         self._allowances = allowances(serving.rate_limits)
@@ -139,7 +142,8 @@ class Door:
         return wait_s
 
     async def _refuse(self, refusal: Refusal, scope: Scope, receive: Receive, send: Send) -> None:
-        scope["app"].state.service.telemetry.refused(refusal.code)
+        if self._refused is not None:
+            self._refused(refusal.code)
         await refusal.response()(scope, receive, send)
 
     async def _serve(self, scope: Scope, body: Body, send: Send) -> None:
