@@ -42,6 +42,7 @@ QUEUE_LIMIT_S = 1.0  # a decision that waited longer answers a market that has m
 # The hard limit of one decision in the batch. Twice the latency trigger's 100 ms: below that the trigger would never
 # see the slowness it judges, far above it one stuck run would hold up a trade.
 TIMEOUT_FACTOR = 4
+PACE_RATIO = 0.75  # of it, for a decision of full depth: the rest is for a machine that slows down meanwhile
 WATCH_S = 0.02  # how often limits are looked at
 SMOOTHING = 0.1  # of the running mean of what a decision costs
 NOT_THE_MODELS_FAULT = frozenset({"inference_timeout", "overloaded", "shutting_down"})
@@ -240,7 +241,7 @@ class Batcher:
             return
         self._ready[number].set_result(None)
         rule = self.engine.manifest.halting
-        pace = Pace(self.rows, rule.max_segments if rule else 1, self._run_limit_s / 2)
+        pace = Pace(self.rows, rule.max_segments if rule else 1, self._run_limit_s * PACE_RATIO)
         tickets: dict[int, _Ticket] = {}
         while (joined := self._take(pace, len(tickets))) is not None:
             if joined:
