@@ -28,10 +28,11 @@ import struct
 import threading
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from io import FileIO
+from operator import itemgetter
 from pathlib import Path
 from typing import Literal
 
@@ -47,6 +48,7 @@ log = structlog.get_logger()
 
 MAGIC = b"HRM\x01"
 FRAME, LENGTH = struct.Struct("<4sII"), struct.Struct("<I")
+NamedFrame = tuple[str, bytes]  # the file it belongs in, and what is written there
 FLOAT = np.dtype("<f4")
 ARCHIVE = "archive"
 ID_PATTERN = r"^\d{8}T\d{9}-[0-9a-f]{8}-[0-9a-f]{8}$"
@@ -129,6 +131,10 @@ def file_name(decision_id: str) -> str:
     return f"{time_[:8]}-{worker}.records"
 
 
+def named_frame(record: Record) -> NamedFrame:
+    return file_name(record.facts.decision_id), encode(record)
+
+
 class Records:
     """Writes the records of one process. `tidy` belongs to any one thread, all else to one other."""
 
@@ -164,14 +170,18 @@ class Records:
         number = next(self._numbers) & 0xFFFFFFFF
         return f"{self._second[1]}{int(rest * 1000):03d}-{self._worker}-{number:08x}", at
 
-    def write(self, *records: Record) -> bool:
+    def write(self, record: Record) -> bool:
+        """Whether the record is out of this process's hands. Never raises OSError."""
+        return self.write_frames([named_frame(record)])
+
+    def write_frames(self, frames: Sequence[NamedFrame]) -> bool:
         """Whether all of them are out of this process's hands, in one write. Never raises OSError."""
         started = time.monotonic()
         if not self._room or started < self._retry_at:
             return False
         try:
-            for name, same in itertools.groupby(records, lambda record: file_name(record.facts.decision_id)):
-                self._append(name, b"".join(map(encode, same)))
+            for name, same in itertools.groupby(frames, itemgetter(0)):
+                self._append(name, b"".join(frame for _, frame in same))
         except OSError as error:
             self._close_file()
             self._pause(_trouble(self._folder, error))
@@ -276,21 +286,21 @@ class Turns:
 
     def __init__(self, records: Records) -> None:
         self._records = records
-        self._waiting: list[tuple[Record, asyncio.Future[bool]]] = []
+        self._waiting: list[tuple[NamedFrame, asyncio.Future[bool]]] = []
 
     async def write(self, record: Record) -> bool:
         """As Records.write."""
-        loop = asyncio.get_running_loop()
+        frame, loop = named_frame(record), asyncio.get_running_loop()
+        written: asyncio.Future[bool] = loop.create_future()
         if not self._waiting:
             loop.call_soon(self._write_all)
-        written: asyncio.Future[bool] = loop.create_future()
-        self._waiting.append((record, written))
+        self._waiting.append((frame, written))
         return await written
 
     def _write_all(self) -> None:
         waiting, self._waiting = self._waiting, []
         try:
-            recorded = self._records.write(*(record for record, _ in waiting))
+            recorded = self._records.write_frames([frame for frame, _ in waiting])
         except Exception as error:  # whatever it is, nobody may be left waiting for it
             for _, written in waiting:
                 if not written.done():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import itertools
 import json
@@ -26,7 +27,7 @@ from core.errors import DataError
 from core.settings import Records as RecordsSettings
 from serving import records as module
 from serving.audit import between, find, find_request, read
-from serving.records import ARCHIVE, MAGIC, RETRY_S, Answer, Facts, Record, Records, encode, file_name
+from serving.records import ARCHIVE, MAGIC, RETRY_S, Answer, Facts, Record, Records, Turns, encode, file_name
 
 SETTINGS = RecordsSettings(retention_days=2, min_free_gb=0.0)
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC).timestamp()
@@ -419,3 +420,26 @@ def test_kill_9_loses_no_record_that_was_reported_written(tmp_path: Path) -> Non
         assert len(told) >= 200
         on_record = {each.facts.decision_id for file in tmp_path.glob("*.records") for each in read(file)}
         assert set(told) <= on_record
+
+
+def test_records_of_one_turn_are_one_write_and_one_that_cannot_be_kept_fails_alone(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = Records(tmp_path, SETTINGS, clock)
+    turns, writes = Turns(writer), []
+    write = writer.write_frames
+    monkeypatch.setattr(writer, "write_frames", lambda frames: (writes.append(len(frames)), write(frames))[1])
+
+    async def story() -> list[object]:
+        made = [record(writer) for _ in range(5)]
+        made[2] = Record(made[2].facts, {"bars": None})  # type: ignore[dict-item]  # no array
+        answers = await asyncio.gather(*(turns.write(each) for each in made), return_exceptions=True)
+        assert writes == [4]
+        assert await turns.write(made[0])
+        return list(answers)
+
+    answers = asyncio.run(story())
+    assert [answer for number, answer in enumerate(answers) if number != 2] == [True] * 4
+    assert isinstance(answers[2], AttributeError)
+    writer.close()
+    assert len(list(between(tmp_path, NOON - 1, NOON + 1))) == 5
