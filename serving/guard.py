@@ -95,6 +95,10 @@ class Window:
         self.failed += sign * sample.failed
         self.slow += sign * (sample.latency_ms > self._limits.latency_ms)
 
+    def slower_ratio(self, limit_ms: float) -> float:
+        """Of the window's samples; above 0.05 where its p95 is above the limit. Looked at often: no sorting."""
+        return sum(sample.latency_ms > limit_ms for sample in self._samples) / max(1, len(self._samples))
+
     def statistics(self) -> dict[str, float | int | None]:
         """Of the window; None where there is no data."""
         n = len(self._samples)
@@ -147,11 +151,11 @@ class Guard:
 
     def alerts(self, limits: Alerts, role: Role) -> dict[str, bool]:
         """The levels at which a person is told, long before a trigger: which of them the model in `role` has passed."""
-        statistics = self.windows[role].statistics()
-        enough = len(self.windows[role]) >= self._triggers.min_samples
+        window = self.windows[role]
+        enough = len(window) >= self._triggers.min_samples
         return {
-            "error_ratio": enough and (statistics["error_ratio"] or 0.0) > limits.error_ratio,
-            "latency": enough and (statistics["p95_ms"] or 0.0) > limits.latency_ms,
+            "error_ratio": enough and window.failed > limits.error_ratio * len(window),
+            "latency": enough and window.slower_ratio(limits.latency_ms) > SLOW_RATIO,
             "memory_warning": self.rss_gb > limits.memory_warning_gb,
             "memory_mitigation": self.rss_gb > limits.memory_mitigation_gb,
             "performance_drop": self.performance.relative_drop() > limits.performance_drop,
