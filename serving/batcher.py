@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import math
 import os
 import threading
@@ -43,6 +44,7 @@ QUEUE_LIMIT_S = 1.0  # a decision that waited longer answers a market that has m
 # see the slowness it judges, far above it one stuck run would hold up a trade.
 TIMEOUT_FACTOR = 4
 PACE_RATIO = 0.75  # of it, for a decision of full depth: the rest is for a machine that slows down meanwhile
+FREED_S = 2.0  # after a model was closed nobody holds it any more
 WATCH_S = 0.02  # how often limits are looked at
 SMOOTHING = 0.1  # of the running mean of what a decision costs
 NOT_THE_MODELS_FAULT = frozenset({"inference_timeout", "overloaded", "shutting_down"})
@@ -192,6 +194,7 @@ class Batcher:
         for ticket in left:
             _resolve(ticket, self._error(ticket, "shutting_down", "the model was unloaded"))
         self.engine.stop()
+        self._loop.call_later(FREED_S, self._loop.run_in_executor, None, _return_memory)
 
     def _refusal(self, ticket: _Ticket) -> Run | None:
         if self._closed:
@@ -377,3 +380,9 @@ def _key(row: Row, max_segments: int) -> Key:
     """Everything a decision follows from: all bytes of the observation, and the position."""
     seen = [array.tobytes() for array in row.feeds.values()]
     return *seen, np.asarray(row.position).tobytes(), row.complexity, max_segments
+
+
+def _return_memory() -> None:
+    """Give free memory back to the system: with every model that comes and goes the allocator would keep some more."""
+    with contextlib.suppress(AttributeError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)
