@@ -27,6 +27,8 @@ from hrm.inference import laid_out
 from hrm.segment import Arrays, Segment, golden_file, max_abs_error, onnx_file, require_parity
 from hrm.storage import encode, rounded
 
+STORAGES: tuple[Storage, ...] = ("fp32", "fp16", "int8")  # nothing calibrates books, and no GPU form is made of them
+
 
 class BookSegment(Segment):
     """One segment of a model of books."""
@@ -76,8 +78,8 @@ def export_book(  # noqa: PLR0913 - keywords only, each a field of the manifest
     The manifest's metrics are `metrics` with `parity_max_abs_error` and `model_mb`. Raises ModelError, publishing
     nothing, if torch and onnxruntime disagree by more than 2e-4 or the version exists.
     """
-    if storage == "static_int8":
-        raise ModelError(f"{name}/{version}: books are not calibrated; store them as fp32, fp16 or int8", code="usage")
+    if storage not in STORAGES:
+        raise ModelError(f"{name}/{version}: books are stored as {', '.join(STORAGES)}, not {storage}", code="usage")
     trained = model.of(model.instruments).cpu().eval()
     file = encode(onnx_file(BookSegment(laid_out(trained))), storage)
     segment = BookSegment(rounded(trained, storage))

@@ -13,12 +13,12 @@ Shapes as in hrm/layers.py: B batch, n tokens, w width, a heads, d = w / a.
 
 from __future__ import annotations
 
-import copy
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from hrm.inference import Product, with_recurrence
 from hrm.layers import RMS_EPSILON, Attention, Block, Level, SwiGLU
 from hrm.model import ReasoningModel
 from hrm.recurrence import Recurrence
@@ -28,10 +28,8 @@ Model = TypeVar("Model", bound=ReasoningModel)
 
 
 def in_half(model: Model) -> Model:
-    """A copy of `model` whose recurrence is that of this module. The rest is the same."""
-    copied = copy.deepcopy(model)
-    copied.recurrence = HalfRecurrence(copied.recurrence)  # type: ignore[assignment]  # what a segment needs of one
-    return copied
+    """A copy of `model` with the recurrence of this module."""
+    return with_recurrence(model, HalfRecurrence)
 
 
 class HalfRecurrence(nn.Module):
@@ -102,13 +100,14 @@ class FusedAttention(nn.Module):
     def __init__(self, attention: Attention) -> None:
         super().__init__()
         self.heads = attention.heads
-        self.qkv, self.out = _product(attention.qkv.weight), _product(attention.out.weight)
+        self.qkv, self.out = Product(attention.qkv.weight), Product(attention.out.weight)
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
-        q, k, v = (x @ self.qkv).chunk(3, -1)
+        q, k, v = self.qkv(x).chunk(3, -1)
         if rotary is not None:
             q, k = (self._rotated(part, rotary) for part in (q, k))
-        return _fused("MultiHeadAttention", q, (q, k, v), num_heads=self.heads) @ self.out
+        mixed: Tensor = self.out(_fused("MultiHeadAttention", q, (q, k, v), num_heads=self.heads))
+        return mixed
 
     def _rotated(self, part: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
         first = torch.zeros(1, dtype=torch.int64)  # positions count from 0
@@ -121,16 +120,12 @@ class FusedSwiGLU(nn.Module):
     def __init__(self, mlp: SwiGLU) -> None:
         super().__init__()
         gate, up = mlp.gate_up.weight.chunk(2)
-        self.gate, self.up, self.down = _product(gate), _product(up), _product(mlp.down.weight)
+        self.gate, self.up, self.down = Product(gate), Product(up), Product(mlp.down.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate = x @ self.gate
-        return (_fused("QuickGelu", gate, (gate,), alpha=1.0) * (x @ self.up)) @ self.down
-
-
-def _product(weight: Tensor) -> nn.Parameter:
-    """[outputs, inputs] -> [inputs, outputs]."""
-    return nn.Parameter(weight.detach().T.contiguous(), requires_grad=False)
+        gate = self.gate(x)
+        lowered: Tensor = self.down(_fused("QuickGelu", gate, (gate,), alpha=1.0) * self.up(x))
+        return lowered
 
 
 def _fused(name: str, like: Tensor, inputs: tuple[Tensor, ...], **attributes: float | int) -> Tensor:

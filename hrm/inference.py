@@ -15,6 +15,7 @@ Shapes as in hrm/layers.py: B batch, n tokens, w width, a heads, d = w / a, i in
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
@@ -29,9 +30,14 @@ Model = TypeVar("Model", bound=ReasoningModel)
 
 
 def laid_out(model: Model) -> Model:
-    """A copy of `model` with the recurrence of this module; its other parts, inputs and outputs are the same."""
+    """A copy of `model` with the recurrence of this module."""
+    return with_recurrence(model, TokensFirst)
+
+
+def with_recurrence(model: Model, form: Callable[[Recurrence], nn.Module]) -> Model:
+    """A copy of `model` with its recurrence in another form; its other parts, inputs and outputs are the same."""
     copied = copy.deepcopy(model)
-    copied.recurrence = TokensFirst(copied.recurrence)  # type: ignore[assignment]  # what a segment needs of one
+    copied.recurrence = form(copied.recurrence)  # type: ignore[assignment]  # what a segment needs of one
     return copied
 
 

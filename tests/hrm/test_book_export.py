@@ -146,3 +146,19 @@ def export(model: BookModel, store: Path):
     return export_book(
         model, store=store, name="book", version="v1", settings=of_a_set(), metrics={"score": 0.9}, dataset_digest="abc"
     )
+
+
+@pytest.mark.parametrize("storage", ["static_int8", "half"])
+def test_a_form_that_is_not_made_of_books_is_refused_and_nothing_is_published(storage: Storage, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=f"not {storage}"):
+        export_book(
+            segment_of().model,
+            store=tmp_path / "models",
+            name="book",
+            version="v1",
+            settings=of_a_set(),
+            metrics={},
+            dataset_digest="abc",
+            storage=storage,
+        )
+    assert not (tmp_path / "models").exists()
