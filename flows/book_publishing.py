@@ -57,10 +57,13 @@ def train_and_publish(
 ) -> dict[str, Any]:
     """Train for `budget_s` seconds on books of `law` and publish as book/<version>; what it took, and the metrics.
 
-    Raises ConfigError if `version` is no name, and ModelError, publishing nothing, if it is taken or the gate says no.
+    Raises ConfigError if `version` is no name, and ModelError, publishing nothing, if it is taken, `storage` is not
+    made of books, or the gate says no.
     """
     from flows.book_training import book_settings, train
+    from hrm.book_export import require_storage
 
+    require_storage(storage)  # before minutes are spent on it
     settings, version = book_settings(settings), require_name(version or f"{datetime.now(UTC):%Y%m%d-%H%M%S}")
     state_dir = settings.paths.state_dir
     require_free(state_dir / "models" / MODEL / version)

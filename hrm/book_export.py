@@ -61,6 +61,12 @@ def action_logits(logits: Tensor, position: Tensor) -> Tensor:
     return torch.stack((long, short, flat, flat, hold), -1)
 
 
+def require_storage(storage: Storage) -> None:
+    """Raises ModelError for a format that is not made of books."""
+    if storage not in STORAGES:
+        raise ModelError(f"books are stored as {', '.join(STORAGES)}, not {storage}; choose one of them", code="usage")
+
+
 def export_book(  # noqa: PLR0913 - keywords only, each a field of the manifest
     model: BookModel,
     *,
@@ -78,8 +84,7 @@ def export_book(  # noqa: PLR0913 - keywords only, each a field of the manifest
     The manifest's metrics are `metrics` with `parity_max_abs_error` and `model_mb`. Raises ModelError, publishing
     nothing, if torch and onnxruntime disagree by more than 2e-4 or the version exists.
     """
-    if storage not in STORAGES:
-        raise ModelError(f"{name}/{version}: books are stored as {', '.join(STORAGES)}, not {storage}", code="usage")
+    require_storage(storage)
     trained = model.of(model.instruments).cpu().eval()
     file = encode(onnx_file(BookSegment(laid_out(trained))), storage)
     segment = BookSegment(rounded(trained, storage))
