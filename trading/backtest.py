@@ -4,7 +4,7 @@ All sessions of all symbols run in lock-step (trading/journal.py), by the accoun
 come from the fixed initial capital, so sessions are independent and profits are not compounded. An account that ends
 a session with nothing left trades no more: later sessions are as if it had stayed flat. With `lot_units` every order
 is a whole number of lots, one at least.
-The paper loop (trading/live.py) books the same bars to the same money; a test compares them.
+The paper loop (trading/paper_replay.py) books the same bars to the same money; a test compares them.
 
 D decisions; S sessions in time order: what several symbols do on a day is one session of the account.
 """

@@ -9,20 +9,25 @@ from __future__ import annotations
 
 import warnings
 from bisect import bisect_left, bisect_right
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date, datetime, time
 from functools import cache
+from importlib import metadata
+from pathlib import Path
 from typing import Literal
 from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from core.errors import DataError
+from core.files import write_atomically
 from trading.tables import Fact, Row, Table, section
 
 ZONE = "Asia/Kolkata"
 KOLKATA = ZoneInfo(ZONE)
 Segment = Literal["cash", "index_futures"]
+KEPT = Path(__file__).parent / "__pycache__" / "xbom_sessions.txt"
 
 
 class HoursRow(Row):
@@ -123,6 +128,13 @@ def hours(day: date, segment: Segment) -> Hours:
     return Hours(datetime.combine(day, opens, KOLKATA), datetime.combine(day, closes, KOLKATA), square_off)
 
 
+def closing_from(day: date, segment: Segment) -> datetime:
+    """When the broker begins to close intraday positions; if that is not known, as long before the close as usually."""
+    session, usual = hours(day, segment), corrections().segments[segment].on(day)
+    before = datetime.combine(day, usual.close) - datetime.combine(day, usual.square_off)
+    return session.square_off or session.close - before
+
+
 def trading_hours(day: date, segment: Segment) -> tuple[time, time]:
     """(open, close) in Kolkata time that a session on `day` has, whether or not there is one."""
     row = _special().get(day) or corrections().segments[segment].on(day)
@@ -149,15 +161,35 @@ def _special() -> dict[date, SpecialSession]:
     return {session.day: session for session in corrections().special}
 
 
-@cache
-def _sessions() -> tuple[date, ...]:
-    """Every session day, ascending."""
-    import exchange_calendars  # half a second: only for those who ask for days
+def _regular() -> list[date]:
+    """XBOM's sessions. Calculated once a day and kept beside this module, as compiled code is: a process that was
+    killed in the middle of a session should not take most of a second for them."""
+    release = f"{metadata.version('exchange_calendars')} from {known_from()}, on {date.today()}"
+    try:
+        said, *days = KEPT.read_text(encoding="ascii").split("\n")
+        if said == release:
+            return [date.fromisoformat(day) for day in days]
+    except (OSError, ValueError):  # not there yet, or not as it was written
+        pass
+    found = _calculated()
+    with suppress(OSError):  # a place that is not ours to write to
+        write_atomically(KEPT, "\n".join([release, *(day.isoformat() for day in found)]).encode())
+    return found
+
+
+def _calculated() -> list[date]:
+    import exchange_calendars  # half a second, with pandas: only for those who ask for days
 
     with warnings.catch_warnings():  # it uses what pandas 4 will change; both are pinned
         warnings.simplefilter("ignore", DeprecationWarning)
         regular = exchange_calendars.get_calendar("XBOM", start=known_from().isoformat()).sessions
-    days = {day.date() for day in regular} | set(_special())
+    return [day.date() for day in regular]
+
+
+@cache
+def _sessions() -> tuple[date, ...]:
+    """Every session day, ascending."""
+    days = set(_regular()) | set(_special())
     return tuple(sorted(days - {row.day for row in corrections().closed}))
 
 

@@ -105,6 +105,18 @@ def charges(side: Side, value: float, rates: ChargeRates) -> Charges:
     )
 
 
+def trade_rupees(costs: OrderCosts, units: float, price: float, *, filled: float) -> float:
+    """What one more trade of an order costs: brokerage is charged once an order, however many trades fill it.
+
+    Args:
+        units: of the trade, signed.
+        filled: units of the order that were traded before, at least 0.
+    """
+    side = Side.BUY if units > 0 else Side.SELL
+    already = costs.of(side, price, filled) if filled else 0.0
+    return costs.of(side, price, filled + abs(units)) - already
+
+
 def turnover_cost_bps(costs: OrderCosts, price: float, units: float) -> float:
     """What one unit of turnover costs: the mean of buying and selling `units`, such as a lot, in bps of their value."""
     both = costs.of(Side.BUY, price, units) + costs.of(Side.SELL, price, units)

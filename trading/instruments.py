@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from functools import cache
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field, RootModel, model_validator
 
 from core.errors import DataError
@@ -163,6 +165,11 @@ def instrument(name: str) -> Instrument:
     raise DataError(f"'{name}' is no known instrument; choose one of: {names}", code="unknown_symbol")
 
 
+def expires_on(day: date) -> bool:
+    """Whether a contract of any known instrument expires at the close of `day`."""
+    return any(entry.expiry_days.root and entry.expiry(day) == day for entry in _instruments().values())
+
+
 def named_after(name: str) -> Instrument | None:
     """The instrument that bars of this name are of: NIFTY50_5MIN, BANKNIFTY_15. None if the name is of no known one."""
     words = [word for word in re.split(r"[^A-Z]+", name.upper().removeprefix("NSE")) if word]
@@ -170,6 +177,18 @@ def named_after(name: str) -> Instrument | None:
         return instrument(words[0]) if words else None
     except DataError:
         return None
+
+
+def lot_of(name: str, day: date) -> int:
+    """Units of a lot of what bars of this name are of; 1 where that is not known: single units are traded."""
+    own = named_after(name)
+    return own.lot_units(day) if own is not None and own.has_lots(day) else 1
+
+
+def in_lots(quantity: ArrayLike, lot_units: ArrayLike) -> NDArray[np.float64]:
+    """Rounded down to whole lots, one at least; what is no quantity stays none, for the accounting to refuse."""
+    wanted, lot = np.asarray(quantity, np.float64), np.asarray(lot_units, np.float64)
+    return np.where(wanted >= 1.0, np.maximum(lot, np.floor(wanted / lot) * lot), wanted)
 
 
 def charged_lot(name: str, day: date) -> int:

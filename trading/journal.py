@@ -21,6 +21,7 @@ from core.errors import DataError
 from trading.accounting import BAD_QUANTITY, settle
 from trading.env import SessionEnv
 from trading.features import Floats
+from trading.instruments import in_lots
 from trading.market import Ints, Market
 from trading.observations import Policy, observe
 
@@ -116,12 +117,6 @@ def follow(plan: Plan, env: SessionEnv, lot_units: Floats) -> Journal:
     if refused == BAD_QUANTITY:
         raise DataError("a quantity of the plan is not a finite number of at least 1")
     return journal
-
-
-def in_lots(quantity: NDArray[np.floating], lot_units: Floats) -> Floats:
-    """Rounded down to whole lots, one at least; what is no quantity stays none, for the accounting to refuse."""
-    lots = np.maximum(lot_units, np.floor(quantity / lot_units) * lot_units)
-    return np.where(quantity >= 1.0, lots, quantity)
 
 
 def _blank(env: SessionEnv) -> Journal:

@@ -2,11 +2,13 @@
 
     table.on(day)   the last row whose first day is not after `day`
 
-A day before the first row is an error, never a guess.
+A day before the first row is an error, never a guess. `HRM_INSTRUMENTS` names another file of the same form, whose
+tables then hold for whatever the process does: rules newer than this release, or instruments of one's own.
 """
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_right
 from datetime import date
 from functools import cache
@@ -19,7 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError, f
 
 from core.errors import ConfigError, DataError
 
-FILE = Path(__file__).resolve().parent.parent / "config" / "instruments.yaml"
+SHIPPED = Path(__file__).resolve().parent.parent / "config" / "instruments.yaml"
+FILE = Path(os.environ.get("HRM_INSTRUMENTS") or SHIPPED)
 
 
 class Fact(BaseModel):
@@ -88,7 +91,9 @@ def _tree(file: Path) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{file}: not readable as YAML: {error}", code="bad_tables") from None
+        raise ConfigError(
+            f"{file}: not readable as YAML: {error}; unset HRM_INSTRUMENTS for the shipped one", code="bad_tables"
+        ) from None
     if not isinstance(tree, dict) or set(tree) != {"calendar", "charges", "instruments"}:
         raise ConfigError(f"{file}: must hold exactly calendar, charges and instruments", code="bad_tables")
     return tree

@@ -58,7 +58,7 @@ def tearsheet(name: str, result: BacktestResult, rule: HaltingRule | None, *, no
     told = summary(result, rule)
     days = f"{told['start_date']} to {told['end_date']}, {told['sessions']:,} sessions"
     lines = (f"{result.market.name}, {days}", f"{told['initial_capital']:,.0f} rupees, not compounded", note)
-    page = _Page("Backtest", name, ". ".join(line[:1].upper() + line[1:] for line in lines if line) + ".")
+    page = Page("Backtest", name, ". ".join(line[:1].upper() + line[1:] for line in lines if line) + ".")
     return page.html(facts(told)[:6], _sections(name, result, rule, told))
 
 
@@ -98,7 +98,7 @@ def comparison_page(
             wide=True,
         ),
     ]
-    page = _Page("Comparison", VERDICTS[compared.verdict], subtitle)
+    page = Page("Comparison", VERDICTS[compared.verdict], subtitle)
     return page.html(comparison_facts(compared)[:4], sections)
 
 
@@ -159,7 +159,9 @@ def comparison_facts(compared: Comparison) -> list[Fact]:
 
 
 @dataclass(frozen=True)
-class _Page:
+class Page:
+    """A page of cards and sections that needs nothing else and no network."""
+
     kind: str
     title: str
     subtitle: str

@@ -167,6 +167,16 @@ def difference(days: Sequence[Any], gained: Floats) -> str:
     return _json(figure, showlegend=False, hovermode="x unified")
 
 
+def money_of_a_day(starts: Ints, rupees: Mapping[str, Floats]) -> str:
+    """What each earned so far [n], at the starts of the day's bars [n]."""
+    figure = go.Figure()
+    times = pd.to_datetime(_local_ms(starts), unit="ms").strftime("%H:%M").tolist()
+    for (name, earned), colour in zip(rupees.items(), COLOURS, strict=True):
+        figure.add_scatter(x=times, y=np.cumsum(earned), name=name, line={"color": colour, "width": 2})
+    figure.update_yaxes(title_text="rupees, after charges")
+    return _json(figure, hovermode="x unified")
+
+
 def _add_orders(figure: go.Figure, result: BacktestResult) -> None:
     """Entries by side, exits and forced exits, at the prices they were filled at."""
     bars, journal = result.market.bars, result.journal

@@ -9,12 +9,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from decision_service import RuleService
+from fyers_account import access, emulator, running_emulator
 
 from core.settings import Settings, load_settings
 from trading.features import FeatureSettings
 from trading.market import Bars, Market, prepare
 from trading.service import DecisionClient
 from trading.synthetic import simulate
+
+__all__ = ["access", "emulator", "running_emulator"]  # fixtures
 
 
 def _make_bars(sessions: int = 5, bars: int = 20, seed: int = 0) -> pd.DataFrame:

@@ -44,7 +44,14 @@ class RuleService:
         self.requests: list[dict[str, Any]] = []
         self.outcomes: list[dict[str, Any]] = []
         self.authorisations: set[str | None] = set()
-        self.role: Callable[[int], str] = lambda _number: "champion"
+        self.role: Callable[[int], str] = lambda _bar_ns: "champion"  # whom a symbol that is flat is routed to
+        self.handover: Callable[[int], dict[str, Any] | None] = lambda _bar_ns: None  # given: rolled back
+        self.terms: dict[str, Any] = {}
+        self.epoch: Callable[[int], int] = lambda _bar_ns: 1
+        self.latest_ns = 0  # the bar of the latest question
+        self.challenger_version = "v1"
+        self.stubborn = False  # a champion after a rollback that always holds, or buys
+        self.safe = False  # no model answers after a rollback
         self.override: Callable[[int], Answer | None] = lambda _number: None
         service = self
 
@@ -52,10 +59,15 @@ class RuleService:
             protocol_version = "HTTP/1.1"
             disable_nagle_algorithm = True
 
+            def do_GET(self) -> None:
+                self._send(200, json.dumps({"epoch": service.epoch(service.latest_ns)}).encode())
+
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 service.authorisations.add(self.headers["Authorization"])
-                status, content = service.answer(self.path, body)
+                self._send(*service.answer(self.path, body))
+
+            def _send(self, status: int, content: bytes) -> None:
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
@@ -84,12 +96,28 @@ class RuleService:
             return 200, b"{}"
         number = len(self.requests)
         self.requests.append(body)
-        return self.override(number) or (200, json.dumps(self.decision(number, body)).encode())
+        return self.override(number) or (200, json.dumps(self.decision(body)).encode())
 
-    def decision(self, number: int, body: dict[str, Any]) -> dict[str, Any]:
-        arms = {arm: self._arm(arm, body) for arm in ("champion", "challenger")}
-        acting = arms.pop(self.role(number))
-        return {**acting, "shadow": next(iter(arms.values()))}
+    def decision(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Sticky until flat, as the service is: the acting arm keeps the symbol, until it is rolled back."""
+        bar_ns = self.latest_ns = int(body["request_id"].rsplit(":", 1)[1])
+        epoch, terms = self.epoch(bar_ns), self.handover(bar_ns)
+        held = body["acting"] == "challenger"
+        arms = {arm: self._arm(arm, body) | {"epoch": epoch} for arm in ("champion", "challenger")}
+        if terms is not None:
+            told = {"account": "champion", "handover": terms if held else None}
+            return self._rolled_back(arms["champion"], body) | told
+        acting = arms.pop(body["acting"] or self.role(bar_ns))
+        return {**acting, "account": acting["role"], "decision_id": f"d{bar_ns}", "shadow": next(iter(arms.values()))}
+
+    def _rolled_back(self, champion: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
+        if self.safe:
+            hold = {"role": "safe", "action": int(Action.HOLD), "action_name": "HOLD", "quantity": 1.0}
+            return champion | hold | {"model": "none", "model_version": "none"}
+        if self.stubborn:
+            flat = body["accounts"]["champion"]["position"] == 0
+            return champion | {"action": int(Action.BUY_LONG if flat else Action.HOLD)}
+        return champion
 
     def _arm(self, arm: str, body: dict[str, Any]) -> dict[str, Any]:
         account = np.array([body["accounts"][arm]["features"]])
@@ -102,6 +130,6 @@ class RuleService:
             "action": int(decided.action[0]),
             "action_name": Action(int(decided.action[0])).name,
             "quantity": float(decided.quantity[0]),
-            "model_version": "1",
-            "epoch": 1,
+            "model": {"champion": "ppo", "challenger": "hrm"}[arm],
+            "model_version": {"champion": "v1", "challenger": self.challenger_version}[arm],
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from core.settings import load_settings
-from trading.live import run_paper
+from trading.paper_replay import run_paper
 from trading.service import DecisionClient
 from trading.synthetic import simulate
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import date, datetime, time
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -95,3 +96,17 @@ def test_beyond_the_last_session_there_is_none(question, day: date) -> None:
 
 def test_a_range_backwards_has_no_sessions() -> None:
     assert sessions(date(2026, 2, 1), date(2026, 1, 1)) == ()
+
+
+@pytest.mark.parametrize("kept", [None, b"", b"another release\n2026-01-01", b"\xff\xfe", b"%b\nno day"])
+def test_sessions_that_are_kept_are_those_that_are_calculated(
+    kept: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "sessions.txt"
+    monkeypatch.setattr(calendar, "KEPT", file)
+    calculated = calendar._calculated()
+    calendar._regular()  # writes the file
+    if kept is not None:
+        file.write_bytes(kept.replace(b"%b", file.read_bytes().split(b"\n")[0]))
+    assert calendar._regular() == calculated
+    assert calendar._regular() == calculated  # from the file

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from datetime import date
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given
@@ -14,7 +18,7 @@ from hypothesis import strategies as st
 from core.errors import ConfigError, DataError
 from trading import calendar, tables
 from trading.calendar import Corrections
-from trading.instruments import Instrument, _Instruments, charged_lot, instrument, named_after
+from trading.instruments import Instrument, _Instruments, charged_lot, in_lots, instrument, lot_of, named_after
 from trading.tables import Ratio, Table, section
 
 NIFTY, BANKNIFTY, FUND = instrument("NIFTY"), instrument("BANKNIFTY"), instrument("NIFTYBEES")
@@ -53,6 +57,28 @@ def test_whole_lots_round_down_and_never_below_0(units: float, day: date) -> Non
     whole, lot = NIFTY.whole_lots(units, day), NIFTY.lot_units(day)
     assert whole % lot == 0
     assert 0 <= whole <= units < whole + lot
+
+
+@pytest.mark.parametrize(
+    ("quantity", "lot", "expected"),
+    [(1.0, 50.0, 50.0), (49.9, 50.0, 50.0), (99.9, 50.0, 50.0), (100.0, 50.0, 100.0), (7.9, 1.0, 7.0)],
+)
+def test_quantities_are_rounded_down_to_lots_one_at_least(quantity: float, lot: float, expected: float) -> None:
+    assert in_lots(np.array([quantity]), np.array([lot])).tolist() == [expected]
+
+
+@pytest.mark.parametrize(
+    ("name", "day", "lot"),
+    [
+        ("NIFTY", date(2026, 1, 5), 65),
+        ("BANKNIFTY_5MIN", date(2026, 1, 5), 30),
+        ("NIFTYBEES", date(2026, 1, 5), 1),
+        ("BANKNIFTY", date(2019, 1, 7), 1),  # not known then
+        ("SYNTHETIC", date(2026, 1, 5), 1),
+    ],
+)
+def test_where_no_lot_is_known_single_units_are_traded(name: str, day: date, lot: int) -> None:
+    assert lot_of(name, day) == lot
 
 
 @pytest.mark.parametrize("units", [math.nan, math.inf, -1.0])
@@ -226,3 +252,22 @@ def test_the_instrument_is_read_from_the_bars_name(name: str, found: str | None)
 )
 def test_charges_are_those_of_a_lot_of_the_bars_own_instrument(name: str, day: date, units: int) -> None:
     assert charged_lot(name, day) == units
+
+
+def told(file: Path, code: str) -> str:
+    """What a process says that is shown another file of tables."""
+    environ = {"PATH": os.environ["PATH"], "HRM_INSTRUMENTS": str(file), "PYTHONPATH": str(tables.SHIPPED.parents[1])}
+    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=False)
+    return done.stdout + done.stderr
+
+
+def test_a_process_can_be_shown_other_tables(tmp_path: Path) -> None:
+    tree = yaml.safe_load(tables.SHIPPED.read_text(encoding="utf-8"))
+    tree["instruments"]["MINE"] = tree["instruments"]["NIFTY"] | {"index": "NSE:MINE-INDEX"}
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    asked = "from trading.instruments import instrument; print(instrument('MINE').index, instrument('NIFTY').name)"
+    assert told(file, asked) == "NSE:MINE-INDEX NIFTY\n"
+    assert "unset HRM_INSTRUMENTS for the shipped one" in told(tmp_path / "none.yaml", asked)
+    with pytest.raises(DataError, match="'MINE' is no known instrument"):
+        instrument("MINE")

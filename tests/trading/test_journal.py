@@ -18,7 +18,7 @@ from core.settings import Settings
 from trading import backtest
 from trading.costs import flat_costs, nse_index_future_costs
 from trading.features import schema
-from trading.journal import UNKNOWN, Journal, Plan, in_lots
+from trading.journal import UNKNOWN, Journal, Plan
 from trading.market import Market
 from trading.symbols import concatenate
 
@@ -84,14 +84,6 @@ def test_a_journal_adds_up(market: Market, seed: int) -> None:
     )
     assert journal.charges == pytest.approx(3e-4 * value, rel=1e-9, abs=1e-9)
     assert journal.orders.tolist() == ((bought != 0) * 1 + (last & (journal.units != 0)) * 1).tolist()
-
-
-@pytest.mark.parametrize(
-    ("quantity", "lot", "expected"),
-    [(1.0, 50.0, 50.0), (49.9, 50.0, 50.0), (99.9, 50.0, 50.0), (100.0, 50.0, 100.0), (7.9, 1.0, 7.0)],
-)
-def test_quantities_are_rounded_down_to_lots_one_at_least(quantity: float, lot: float, expected: float) -> None:
-    assert in_lots(np.array([quantity]), np.array([lot])).tolist() == [expected]
 
 
 @pytest.mark.parametrize("quantity", [np.nan, 0.4, -3.0, np.inf])

@@ -11,9 +11,9 @@ from core.errors import DataError
 from core.observation import ObservationSchema
 from core.settings import Settings
 from trading.features import FeatureSettings, account_features
-from trading.live import run_paper
 from trading.market import Bars, market_of
 from trading.observations import observe
+from trading.paper_replay import run_paper
 from trading.service import DecisionClient
 
 NAMES = ("OTHER", "SYNTHETIC")

@@ -1,0 +1,45 @@
+BEGIN TRANSACTION;
+CREATE TABLE fills (
+	order_id VARCHAR NOT NULL, 
+	symbol VARCHAR NOT NULL, 
+	units FLOAT NOT NULL, 
+	price FLOAT NOT NULL, 
+	cost FLOAT NOT NULL, 
+	bar_ns INTEGER NOT NULL, 
+	PRIMARY KEY (order_id), 
+	FOREIGN KEY(order_id) REFERENCES orders (order_id)
+);
+INSERT INTO "fills" VALUES('NIFTY:100','NIFTY',5.0,60.0,0.3,200);
+INSERT INTO "fills" VALUES('NIFTY:300','NIFTY',-2.0,70.0,0.14,400);
+CREATE TABLE intents (
+	intent_id VARCHAR NOT NULL, 
+	symbol VARCHAR NOT NULL, 
+	bar_ns INTEGER NOT NULL, 
+	reason VARCHAR NOT NULL, 
+	order_units FLOAT NOT NULL, 
+	champion_from INTEGER NOT NULL, 
+	champion_to INTEGER NOT NULL, 
+	challenger_from INTEGER NOT NULL, 
+	challenger_to INTEGER NOT NULL, 
+	model_version VARCHAR NOT NULL, 
+	epoch INTEGER NOT NULL, 
+	reported BOOLEAN NOT NULL, 
+	PRIMARY KEY (intent_id)
+);
+INSERT INTO "intents" VALUES('NIFTY:100','NIFTY',100,'BUY_LONG',5.0,0,1,0,0,'v1',3,1);
+INSERT INTO "intents" VALUES('NIFTY:200','NIFTY',200,'HOLD',0.0,1,1,0,0,'v1',4,0);
+INSERT INTO "intents" VALUES('NIFTY:300','NIFTY',300,'SELL_SHORT',-2.0,1,-1,0,0,'v1',4,1);
+INSERT INTO "intents" VALUES('BANKNIFTY:300','BANKNIFTY',300,'SELL_SHORT',-7.0,0,-1,0,0,'v1',4,1);
+CREATE TABLE orders (
+	order_id VARCHAR NOT NULL, 
+	symbol VARCHAR NOT NULL, 
+	units FLOAT NOT NULL, 
+	bar_ns INTEGER NOT NULL, 
+	status VARCHAR NOT NULL, 
+	PRIMARY KEY (order_id), 
+	FOREIGN KEY(order_id) REFERENCES intents (intent_id)
+);
+INSERT INTO "orders" VALUES('NIFTY:100','NIFTY',5.0,100,'filled');
+INSERT INTO "orders" VALUES('NIFTY:300','NIFTY',-2.0,300,'filled');
+INSERT INTO "orders" VALUES('BANKNIFTY:300','BANKNIFTY',-7.0,300,'open');
+COMMIT;
