@@ -18,10 +18,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from core.errors import ConfigError, HrmSystemError
 from core.log import configure_service_logging
 from core.settings import Settings, load_settings
-from serving import telemetry, tracing
+from delivery.state_database import place_of
+from delivery.store import RolloutStore
+from serving import allocator, telemetry, tracing
 from serving.app import create_app
 from serving.http import Http
-from serving.rollout import RolloutStore
 from serving.workers import Gate, supervise
 
 log = structlog.get_logger()
@@ -31,6 +32,9 @@ BACKLOG = 2048
 # Longer than clients keep an idle connection (httpx: 5 s), so that the client drops it first and no decision is
 # sent into a connection that is just being closed.
 KEEP_ALIVE_S = 30
+# A thread that comes back from a model's run asks the loop for the interpreter and gets it after so long at most.
+# Python's 5 ms are longer than a run: the core stood idle meanwhile.
+SWITCH_S = 0.0005
 
 
 def run(settings: Settings, *, champion: str | None = None) -> None:
@@ -41,16 +45,15 @@ def run(settings: Settings, *, champion: str | None = None) -> None:
     serving, state_dir = settings.serving, settings.paths.state_dir
     with _bound(serving.host, serving.port) as bound:
         # Made, or found unusable, once and before there are several to do it.
-        RolloutStore(state_dir / "rollout.db", settings.rollout).close()
+        RolloutStore(place_of(settings), settings.rollout).close()
         host, port = bound.getsockname()[:2]
         log.info("listening", host=host, port=port, state_dir=str(state_dir), workers=serving.workers)
+        if serving.workers == 1:
+            bound.listen(BACKLOG)
+            _serve(settings, champion, bound)
+            return
         with telemetry.shared_folder(state_dir, port) as folder:
-            if serving.workers == 1:
-                bound.listen(BACKLOG)
-                telemetry.share(folder, 0)
-                _serve(settings, champion, bound)
-            else:
-                _supervise(settings, champion, bound, folder)
+            _supervise(settings, champion, bound, folder)
 
 
 def _supervise(settings: Settings, champion: str | None, reserved: socket.socket, folder: Path) -> None:
@@ -77,6 +80,8 @@ def _serve(
     opened: Callable[[], Awaitable[None]] | None = None,
 ) -> None:
     """Serve on `listener` until SIGTERM; `opened` is awaited when all is loaded and before anything is answered."""
+    allocator.hold_threshold()
+    sys.setswitchinterval(SWITCH_S)
     app = create_app(settings, champion=champion)
     # Our problem handlers and the log's own lines say what matters; uvicorn would add tracebacks to both.
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)

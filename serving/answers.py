@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from core.actions import SAFE_DECISION, Action, go_flat
+from delivery.routing import Role
 from serving.attempts import Attempt
 from serving.batcher import Run
+from serving.engine import Engine
 from serving.ladder import Rung
 from serving.question import Question
 from serving.reasoning import UNLIMITED
-from serving.records import Answer, Record
-from serving.records import Facts as RecordFacts
-from serving.routing import Role
+from serving.record_format import NO_MODEL, Answer, DecisionFacts, Record
 from serving.schemas import Decision
 
 Facts = dict[str, Any]  # fields of a Decision
 
 # Why a rule decided, by the rung: on the upper three it is the last resort.
 REASONS = {Rung.RULE: "ladder_rule", Rung.HOLD: "ladder_hold"}
-NO_MODEL = "no_model_answered"
 
 
 def by_model(run: Run, role: Role, facts: Facts) -> Decision:
@@ -80,9 +80,10 @@ def record(question: Question, answer: Arm, shadow: Arm | None, **facts: Any) ->
     arrays = {"bars": question.bars, "account": question.account(answer.at_stake).features}
     if shadow is not None:
         arrays["shadow_account"] = question.account(shadow.at_stake).features
-    kept = RecordFacts(
+    kept = DecisionFacts(
         request_id=question.request_id,
         symbol=question.symbol,
+        acting=question.acting,
         complexity=question.complexity,
         epoch=given.epoch,
         latency_ms=given.latency_ms,
@@ -94,15 +95,27 @@ def record(question: Question, answer: Arm, shadow: Arm | None, **facts: Any) ->
     return Record(kept, arrays)
 
 
+def deadline_ms(deadline: float, started: float) -> float | None:
+    """Of two perf_counters, s: how long there was; None for an infinite deadline."""
+    return None if deadline == math.inf else (deadline - started) * 1e3
+
+
+def origin(engine: Engine | None) -> dict[str, str | None]:
+    """The fields of an Origin: which bytes decided, and on what; of nobody, None each."""
+    return {
+        "model": engine.id if engine else None,
+        "manifest_sha256": engine.manifest_sha256 if engine else None,
+        "onnx_sha256": engine.onnx_sha256 if engine else None,
+        "provider": engine.provider if engine else None,
+        "storage": engine.manifest.storage if engine else None,
+    }
+
+
 def _kept(arm: Arm, question: Question) -> Answer:
-    engine, decision = arm.by.model.engine if arm.by is not None else None, arm.decision
+    decision = arm.decision
     return Answer(
+        **origin(arm.by.model.engine if arm.by is not None else None),
         role=decision.role,
-        model=engine.id if engine else None,
-        manifest_sha256=engine.manifest_sha256 if engine else None,
-        onnx_sha256=engine.onnx_sha256 if engine else None,
-        provider=decision.provider,
-        storage=engine.manifest.storage if engine else None,
         position=question.account(arm.at_stake).position,
         segment_cap=None if arm.cap == UNLIMITED else arm.cap,
         action=decision.action,

@@ -7,16 +7,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
-from starlette.routing import Route
+from starlette.types import Scope
 
 from core.errors import HrmSystemError
 from core.settings import Settings
 from serving import openapi, problems
 from serving.auth import Authenticator
-from serving.door import Door
+from serving.door import Door, Refusal
 from serving.outbox import prefect_api
+from serving.refusals import AT_THE_DOOR, command_of
 from serving.routes import BODIES, ROUTES
-from serving.scopes import needs
 from serving.service import Service
 
 
@@ -29,7 +29,7 @@ def create_app(settings: Settings, *, champion: str | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        service = Service(settings, champion, prefect_api(os.environ))
+        service = Service(settings, champion, prefect_api(os.environ), os.environ)
         try:
             await service.open()
         except HrmSystemError as error:
@@ -39,15 +39,14 @@ def create_app(settings: Settings, *, champion: str | None = None) -> FastAPI:
         yield
         await service.close()
 
-    def refused(code: str) -> None:
-        app.state.service.telemetry.refused(code)
+    def refused(refusal: Refusal, scope: Scope) -> None:
+        service: Service = app.state.service
+        service.telemetry.refused(refusal.code)
+        if refusal.status in AT_THE_DOOR and (command := command_of(scope)):
+            service.refusals.at_the_door(command, refusal.code, refusal.detail, scope)
 
     authenticator = Authenticator(settings)
     app = FastAPI(title="HRM trading: inference service", version="1", lifespan=lifespan, routes=ROUTES)
-    pages = {app.openapi_url, app.docs_url, app.redoc_url, app.swagger_ui_oauth2_redirect_url}  # FastAPI's own
-    for route in app.routes:
-        if isinstance(route, Route) and route.path in pages:
-            needs(None)(route.endpoint)
     app.add_middleware(
         Door,
         authenticator=authenticator,

@@ -13,11 +13,13 @@ import numpy as np
 
 from core.errors import ModelError
 from core.halting import HaltingRule, minimum_segments
+from delivery.routing import Asked, Role, route
 from serving.batcher import Batcher
 from serving.ladder import Rung
+from serving.live import Live
+from serving.question import Question
 from serving.reasoning import UNLIMITED
-from serving.routing import Role, route
-from serving.service import Live, Service
+from serving.service import Service
 
 ALL = frozenset(Rung)
 NO_SINGLE_PASS = ALL - {Rung.PPO}
@@ -48,19 +50,32 @@ class Attempt:
         return int(minimum_segments(np.float32(complexity), self.halting))
 
 
-def arms(service: Service, live: Live, symbol: str) -> tuple[Attempt, Attempt | None]:
-    """The routed arm and, while there is a challenger, the other one. Raises ModelError `not_ready`."""
+def arms(service: Service, live: Live, question: Question) -> tuple[Attempt, Attempt | None]:
+    """The routed arm and the other one, if there is one. Raises ModelError `not_ready`.
+
+    That is the challenger or the champion, whoever is not routed; after a promotion the champion before it, for as long
+    as the plan looks back: what the promoted one earns is judged beside it.
+    """
     champion, challenger = live.champion, live.model(live.state.challenger)
     if champion is None:
         raise ModelError("no champion is loaded; start the service with one, or a rollout", code="not_ready")
     stable = Attempt(champion, "champion")
     if challenger is None:
-        return stable, None
+        return _after_promotion(service, live, stable)
     candidate = Attempt(challenger, "challenger")
-    weight = 0 if service.blind else live.state.weight
-    if route(symbol, weight, service.settings.rollout.salt) == "challenger":
+    weight = 0 if service.follower.blind else live.state.weight
+    asked = Asked(question.symbol, question.request_id, question.holder)
+    if route(asked, weight, live.plan, service.settings.rollout.salt) == "challenger":
         return candidate, stable
     return stable, candidate
+
+
+def _after_promotion(service: Service, live: Live, stable: Attempt) -> tuple[Attempt, Attempt | None]:
+    """The champion before it decides, while nobody here can know whether another process has taken that back."""
+    before = live.on_trial
+    if before is None or before is stable.model:  # the promoted one is still loading
+        return stable, None
+    return (Attempt(before, "champion"), None) if service.follower.blind else (stable, Attempt(before, "challenger"))
 
 
 def attempts(live: Live, routed: Attempt, rung: Rung) -> list[Attempt]:

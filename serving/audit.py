@@ -10,29 +10,16 @@ import json
 import mmap
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
 
-import numpy as np
 import structlog
-from pydantic import ValidationError
 
 from core.errors import DataError
-from serving.records import (
-    ARCHIVE,
-    FILE_PATTERN,
-    FLOAT,
-    FRAME,
-    ID_PATTERN,
-    LENGTH,
-    MAGIC,
-    Floats,
-    Header,
-    Record,
-    file_name,
-)
+from serving.record_format import FRAME, ID_PATTERN, LENGTH, MAGIC, Record, decode, file_name
+from serving.records import ARCHIVE, FILE_PATTERN
 
 log = structlog.get_logger()
 
@@ -67,6 +54,14 @@ def between(folder: Path, since: float, until: float) -> Iterator[Record]:
         for record in heapq.merge(*(read(file) for file in days), key=_id):
             if since <= record.facts.at < until:
                 yield record
+
+
+def of_ids(folder: Path, ids: Collection[str]) -> Iterator[Record]:
+    """Those of these decisions that are on record, whenever they were made: an id says in which file."""
+    files = {file_name(each) for each in ids if re.fullmatch(ID_PATTERN, each)}
+    for file in _files(folder):
+        if file.name in files:
+            yield from (record for record in read(file) if record.facts.decision_id in ids)
 
 
 def read(file: Path) -> Iterator[Record]:
@@ -113,26 +108,18 @@ def _body(data: mmap.mmap, at: int) -> bytes | None:
         return None
     _, length, checksum = FRAME.unpack_from(data, at)
     start = at + FRAME.size
-    if start + length > len(data):
+    if length < LENGTH.size or start + length > len(data):  # zeros after the first bytes: a page that was never written
         return None
     body = data[start : start + length]
     return body if zlib.crc32(body) == checksum else None
 
 
 def _decode(body: bytes, file: Path) -> Record:
-    """Raises DataError where whole bytes are no record of this version."""
-    (length,) = LENGTH.unpack_from(body)
-    start = LENGTH.size + length
+    """Raises DataError where whole bytes are no record of a version that is known."""
     try:
-        header = Header.model_validate_json(body[LENGTH.size : start])
-        arrays: dict[str, Floats] = {}
-        for name, shape in header.shapes.items():
-            size = int(np.prod(shape))
-            arrays[name] = np.frombuffer(body, FLOAT, size, start).reshape(shape)
-            start += size * FLOAT.itemsize
-    except (ValidationError, ValueError) as error:
+        return decode(body)
+    except ValueError as error:
         raise DataError(
             f"{file}: holds a record that this version cannot read ({error}); read it with the version that wrote it",
             code="record_unreadable",
         ) from None
-    return Record(header.facts, arrays)

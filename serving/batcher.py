@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import math
 import os
 import threading
@@ -34,6 +33,7 @@ from numpy.typing import NDArray
 
 from core.errors import ModelError
 from core.settings import Performance, Serving, Settings
+from serving.allocator import return_memory
 from serving.engine import Engine, load_engine
 from serving.graph import GPU_PROVIDERS
 from serving.pace import Pace, rows_within
@@ -194,7 +194,7 @@ class Batcher:
         for ticket in left:
             _resolve(ticket, self._error(ticket, "shutting_down", "the model was unloaded"))
         self.engine.stop()
-        self._loop.call_later(FREED_S, self._loop.run_in_executor, None, _return_memory)
+        self._loop.call_later(FREED_S, self._loop.run_in_executor, None, return_memory)
 
     def _refusal(self, ticket: _Ticket) -> Run | None:
         if self._closed:
@@ -380,9 +380,3 @@ def _key(row: Row, max_segments: int) -> Key:
     """Everything a decision follows from: all bytes of the observation, and the position."""
     seen = [array.tobytes() for array in row.feeds.values()]
     return *seen, np.asarray(row.position).tobytes(), row.complexity, max_segments
-
-
-def _return_memory() -> None:
-    """Give free memory back to the system: with every model that comes and goes the allocator would keep some more."""
-    with contextlib.suppress(AttributeError):  # not glibc
-        ctypes.CDLL(None).malloc_trim(0)

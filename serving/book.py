@@ -19,6 +19,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from core.actions import TARGET_OF
 from core.observation import BookSchema
 
 Floats = NDArray[np.float64]
@@ -75,6 +76,15 @@ def utility(row: BookObservation, targets: Ints) -> float:
     exposure = targets @ loadings
     own = mu[:, 0] * targets - 0.5 * variance * targets**2 - cost * np.abs(targets - position)
     return float(own.sum() - 0.5 * exposure @ exposure)
+
+
+def targets_of(row: BookObservation, action: Ints | None) -> tuple[Ints, FeasibleBy]:
+    """Targets [K] that keep the limits, and whose they are: of a model's actions [K], or of None."""
+    if action is not None:
+        targets = TARGET_OF[row.position + 1, action]
+        if feasible(targets, row.limits):
+            return targets, "model"
+    return safe_targets(row)
 
 
 def safe_targets(row: BookObservation) -> tuple[Ints, FeasibleBy]:

@@ -9,25 +9,29 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from typing import Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json
 
 from core.errors import HrmSystemError
+from delivery.plan import Plan
 from serving import schemas
 from serving.question import Question
+from serving.schemas_rollout import AnalysisResponse, EventsResponse, RefusalsResponse, RolloutResponse
 from serving.wire import left_ms, to_raw
 
 JSON, RAW = "application/json", "application/octet-stream"
 OK, UNAVAILABLE = 200, 503
 DECISION_S = 2.0  # the service answers within its own limits; this is for a service that is gone
 COMMAND_S = 60.0  # a start loads and warms a model
+READ_S = 30.0  # a process that is asked for the first time reads weeks of measurements
 GRACE_S = 0.25  # beyond a question's deadline: then the service answers, and the answer has to travel
 LATER = {408, 429}  # the service's load or the network's, not the request
 
 Answer = TypeVar("Answer", bound=BaseModel)
-Command = Literal["promote", "pause", "resume", "abort", "rollback"]
+Command = Literal["approve", "promote", "pause", "resume", "abort", "rollback"]
 
 
 class ServiceError(HrmSystemError):
@@ -60,6 +64,7 @@ class Call(Generic[Answer]):
     body: bytes = b""
     media_type: str = JSON
     params: Mapping[str, str] = field(default_factory=dict)
+    if_match: str | None = None
     accept: tuple[int, ...] = (OK,)
     decides: bool = False  # may be sent again if it was certainly not carried out
 
@@ -110,29 +115,61 @@ def decisions(questions: Sequence[Question]) -> Call[schemas.BatchResponse]:
     return Call("POST", "/v1/decisions/batch", schemas.BatchResponse, _total_s(questions), body, decides=True)
 
 
-def outcome(symbol: str, *, champion_bps: float, challenger_bps: float) -> Call[schemas.OutcomeResponse]:
-    body = to_json({"symbol": symbol, "champion_bps": champion_bps, "challenger_bps": challenger_bps})
+def outcome(
+    symbol: str, *, champion_bps: float, challenger_bps: float, day: date | None = None
+) -> Call[schemas.OutcomeResponse]:
+    """`day` is the exchange's; by default today's."""
+    body = to_json({"symbol": symbol, "champion_bps": champion_bps, "challenger_bps": challenger_bps, "day": day})
     return Call("POST", "/v1/outcomes", schemas.OutcomeResponse, body=body)
 
 
-def rollout() -> Call[schemas.RolloutResponse]:
-    return Call("GET", "/v1/rollout", schemas.RolloutResponse)
+def rollout() -> Call[RolloutResponse]:
+    return Call("GET", "/v1/rollout", RolloutResponse)
 
 
-def events(after: int = 0) -> Call[schemas.EventsResponse]:
-    return Call("GET", "/v1/rollout/events", schemas.EventsResponse, params={"after": str(after)})
+def plan() -> Call[Plan]:
+    """Frozen with the current or latest attempt; else the one that a start without a plan takes."""
+    return Call("GET", "/v1/rollout/plan", Plan)
 
 
-def start(champion: str, challenger: str, *, reason: str = "", actor: str = "api") -> Call[schemas.RolloutResponse]:
-    body = to_json({"champion": champion, "challenger": challenger, "reason": reason, "actor": actor})
-    return Call("POST", "/v1/rollout/start", schemas.RolloutResponse, COMMAND_S, body)
+def analysis(last: int = 20) -> Call[AnalysisResponse]:
+    """What was measured in the current or latest attempt: of each metric the `last` measurements."""
+    return Call("GET", "/v1/rollout/analysis", AnalysisResponse, READ_S, params={"last": str(last)})
+
+
+def events(after: int = 0) -> Call[EventsResponse]:
+    return Call("GET", "/v1/rollout/events", EventsResponse, params={"after": str(after)})
+
+
+def refusals(after: int = 0) -> Call[RefusalsResponse]:
+    return Call("GET", "/v1/rollout/refusals", RefusalsResponse, params={"after": str(after)})
+
+
+def start(
+    champion: str,
+    challenger: str,
+    *,
+    plan: Plan | None = None,
+    reason: str = "",
+    actor: str | None = None,
+    version: int | None = None,
+) -> Call[RolloutResponse]:
+    """`plan`: None for the one of the service's settings. `actor`, `version`: see `command`."""
+    said = {"champion": champion, "challenger": challenger, "plan": plan, "reason": reason, "actor": actor}
+    body = to_json(said, by_alias=True)
+    return Call("POST", "/v1/rollout/start", RolloutResponse, COMMAND_S, body, if_match=_etag(version))
 
 
 def command(
-    name: Command, *, reason: str = "", actor: str = "api", version: int | None = None
-) -> Call[schemas.RolloutResponse]:
-    body = to_json({"reason": reason, "actor": actor, "version": version})
-    return Call("POST", f"/v1/rollout/{name}", schemas.RolloutResponse, COMMAND_S, body)
+    name: Command, *, reason: str = "", actor: str | None = None, version: int | None = None
+) -> Call[RolloutResponse]:
+    """`actor`: for whom, noted behind the reason; who acted is whose key it is.
+
+    `version`: only if the rollout is still at it, else ServiceError `precondition_failed` (412); an abort and a
+    rollback are carried out at any.
+    """
+    body = to_json({"reason": reason, "actor": actor})
+    return Call("POST", f"/v1/rollout/{name}", RolloutResponse, COMMAND_S, body, if_match=_etag(version))
 
 
 def models() -> Call[schemas.ModelsResponse]:
@@ -153,6 +190,10 @@ def health() -> Call[schemas.HealthResponse]:
     return Call("GET", "/health", schemas.HealthResponse, accept=(OK, UNAVAILABLE))
 
 
+def _etag(version: int | None) -> str | None:
+    return None if version is None else f'"{version}"'
+
+
 def _total_s(questions: Sequence[Question]) -> float:
     left_s = max((question.deadline for question in questions), default=math.inf) - time.perf_counter()
     return min(DECISION_S, max(left_s, 0.0) + GRACE_S)
@@ -169,6 +210,7 @@ def _message(question: Question) -> dict[str, object]:
             for role, account in accounts.items()
             if account is not None
         },
+        "acting": question.acting,
         "request_id": question.request_id,
         "deadline_ms": left_ms(question),
     }

@@ -25,7 +25,8 @@ from core.actions import SAFE_DECISION, Action
 from serving import calls
 from serving.calls import Answer, Call, ServiceError
 from serving.question import Question
-from serving.schemas import BatchItem, DecisionResponse, RolloutResponse
+from serving.schemas import BatchItem, DecisionResponse
+from serving.schemas_rollout import RolloutResponse
 
 ATTEMPTS = 3
 PAUSE_S = 0.1  # before the second attempt, and as much more before each later one
@@ -82,7 +83,7 @@ class ServiceClient:
         except ServiceError as error:
             return [self.holds.instead(question, error) for question in questions]
 
-    def abort(self, reason: str, actor: str = "api") -> RolloutResponse:
+    def abort(self, reason: str, actor: str | None = None) -> RolloutResponse:
         """Take all traffic from the challenger, over a connection of its own: nothing that hangs can be in its way."""
         with self._connections() as own:
             return self._attempts(own, calls.command("abort", reason=reason, actor=actor))
@@ -144,7 +145,7 @@ class AsyncServiceClient:
         except ServiceError as error:
             return [self.holds.instead(question, error) for question in questions]
 
-    async def abort(self, reason: str, actor: str = "api") -> RolloutResponse:
+    async def abort(self, reason: str, actor: str | None = None) -> RolloutResponse:
         """Take all traffic from the challenger, over a connection of its own: nothing that hangs can be in its way."""
         async with self._connections() as own:
             return await self._attempts(own, calls.command("abort", reason=reason, actor=actor))
@@ -202,6 +203,7 @@ def hold(question: Question, kind: str) -> DecisionResponse:
         latency_ms=0.0,
         epoch=NO_EPOCH,
         fallback=True,
+        account=question.acting or "champion",
         decision_id="",
         recorded=False,
         rung="hold",
@@ -278,7 +280,7 @@ def _request(call: Call[Any], until: float) -> dict[str, Any]:
         "url": call.path,
         "content": call.body,
         "params": call.params,
-        "headers": {"Content-Type": call.media_type},
+        "headers": {"Content-Type": call.media_type} | ({"If-Match": call.if_match} if call.if_match else {}),
         "timeout": httpx.Timeout(left_s, connect=min(CONNECT_S, left_s)),
     }
 

@@ -19,15 +19,17 @@ from typing import Literal
 import structlog
 
 from core.errors import ModelError
+from delivery.handover import mode_for
+from delivery.routing import Role
 from serving import tracing
 from serving.answers import Arm, Facts, by_model, by_rule, record
 from serving.attempts import Attempt, arms, attempts, rungs
 from serving.batcher import Observation, Run
 from serving.ladder import Rung
+from serving.live import Live
 from serving.question import Question
 from serving.reasoning import UNLIMITED
-from serving.routing import Role
-from serving.schemas import Decision, DecisionResponse
+from serving.schemas import Decision, DecisionResponse, HandoverTerms
 from serving.service import Service
 
 log = structlog.get_logger()
@@ -88,15 +90,21 @@ async def decide(service: Service, question: Question) -> DecisionResponse:
         raise ModelError(str(answer.run.error), code=answer.run.error_code, retryable=True)
     decision, shadowed = _decision(outcome), _shadow_decision(outcome)
     trace_id = tracing.decided(decision, answer.run)
-    decision_id, recorded = await _put_on_record(service, outcome, (decision, shadowed), trace_id)
+    handover = _handover(service, service.live, outcome)
+    decision_id, recorded = await _put_on_record(
+        service, outcome, (decision, shadowed), trace_id=trace_id, handover=handover
+    )
     response = DecisionResponse.model_construct(  # of what is validated already
         **dict(decision),
+        account=outcome.routed.role,
         decision_id=decision_id,
         recorded=recorded,
         rung=answer.rung.label,
         shadow=shadowed,
+        promoted=other is not None and other.role == "challenger" and other.id == service.live.state.fallback,
         shadow_missing=_why_missing(answer.rung, outcome.shadow) if other is not None and shadowed is None else None,
         shadow_latency_ms=_shadow_ms(outcome) if other is not None and answer.rung is Rung.FULL else None,
+        handover=handover,
     )
     _tell(service, response, trace_id)
     return response
@@ -105,7 +113,7 @@ async def decide(service: Service, question: Question) -> DecisionResponse:
 async def _ask(service: Service, question: Question) -> _Outcome:
     started = time.perf_counter()
     live = service.live
-    routed, other = arms(service, live, question.symbol)
+    routed, other = arms(service, live, question)
     question.require(routed.model.engine.manifest.market, routed.id)
     available = _step(service)
     _start_probe(service, available, routed, question)
@@ -142,7 +150,7 @@ async def _answer(
     The epoch is that of now: if who decides changes while a model thinks, the caller sees it and asks again.
     """
     live, rung = service.live, service.ladder.rung
-    routed, _ = arms(service, live, question.symbol)
+    routed, _ = arms(service, live, question)
     tried: list[tuple[Attempt, Run]] = []
     for attempt in attempts(live, routed, rung):
         run = await _run(service, attempt, question, _Asked(at_stake, rung, attempt.role))
@@ -256,6 +264,25 @@ def _shadow_ms(outcome: _Outcome) -> float:
     return outcome.waited_ms if outcome.shadow is None else outcome.shadow.latency_ms
 
 
+def _handover(service: Service, live: Live, outcome: _Outcome) -> HandoverTerms | None:
+    """What becomes of a position that the model held that was rolled back; maybe while this was decided.
+
+    That of a promoted one is the champion's, and the champion before it decides again: whoever says that the champion
+    acts is told, and acts on it once, for what another model's orders made (trading/intents.py).
+    """
+    question = outcome.question
+    taken_back, holder = live.state.taken_back, question.acting or outcome.routed.role
+    unsaid = taken_back == "champion" and question.acting is None
+    if taken_back != holder or unsaid or not question.account(holder).position:
+        return None
+    policy = service.store.handover(live.state)
+    return HandoverTerms(
+        mode=mode_for(policy, live.state.trigger, question.symbol),
+        flatten_after_s=policy.flatten_after,
+        flatten_before_close_s=policy.flatten_before_close,
+    )
+
+
 def _decision(outcome: _Outcome) -> Decision:
     answer, question = outcome.answer, outcome.question
     facts: Facts = {
@@ -285,7 +312,12 @@ def _shadow_decision(outcome: _Outcome) -> Decision | None:
 
 
 async def _put_on_record(
-    service: Service, outcome: _Outcome, made: tuple[Decision, Decision | None], trace_id: str | None
+    service: Service,
+    outcome: _Outcome,
+    made: tuple[Decision, Decision | None],
+    *,
+    trace_id: str | None,
+    handover: HandoverTerms | None,
 ) -> tuple[str, bool]:
     """The decision's id, and whether it is on record. What is recorded is given out, under the epoch it was made in."""
     question, answer, other = outcome.question, outcome.answer, outcome.other
@@ -299,6 +331,7 @@ async def _put_on_record(
         decision_id=decision_id,
         at=at,
         trace_id=trace_id,
+        handover=handover.mode if handover is not None else None,
         rung=answer.rung.label,
         deadline_ms=None if question.deadline == math.inf else (question.deadline - outcome.started) * 1e3,
         errors={attempt.id: run.error_code for attempt, run in answer.tried if run.error_code is not None},
@@ -330,5 +363,6 @@ def _tell(service: Service, answer: DecisionResponse, trace_id: str | None) -> N
         fallback=answer.fallback,
         recorded=answer.recorded,
         shadow_action=answer.shadow.action_name if answer.shadow else None,
+        **({"handover": answer.handover.mode} if answer.handover else {}),
         **({"trace_id": trace_id} if trace_id else {}),
     )

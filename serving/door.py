@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 from starlette.requests import ClientDisconnect
@@ -20,6 +21,7 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from core.settings import Serving
+from serving import sockets
 from serving.auth import Authenticator
 from serving.limits import BURST_S, KIND_OF, Allowance, Kind, allowances
 from serving.problems import SECURITY_HEADERS, problem
@@ -27,10 +29,12 @@ from serving.scopes import Directory, Found, Principal, Unknown
 
 log = structlog.get_logger()
 
-SMALL_BODY_BYTES = 16 * 1024  # of anything but a decision
+SMALL_BODY_BYTES = 16 * 1024  # of anything but a decision and a plan
+PLAN_BODY_BYTES = 64 * 1024  # of a change: a start may bring a plan
 BODY_WITHIN_S = 10.0  # from the headers to the last byte of the body
 FAILURES_PER_S = 5.0  # refusals of one address that are logged, and tokens of it that are looked into
 RAW_SECURITY_HEADERS = [(name.lower().encode(), value.encode()) for name, value in SECURITY_HEADERS.items()]
+RawHeaders = list[tuple[bytes, bytes]]
 COMMANDS = {Kind.CHANGES, Kind.ABORTS}
 
 
@@ -57,26 +61,28 @@ class Door:
         authenticator: Authenticator,
         serving: Serving,
         routes: Sequence[BaseRoute],
-        refused: Callable[[str], None] | None = None,
+        refused: Callable[[Refusal, Scope], None] | None = None,
     ) -> None:
-        """`refused` is told the code of every refusal."""
+        """`refused` is told of every refusal, and of what; `user` is in the scope of a caller who is known."""
         self.app = app
         self._refused = refused
         self._authenticator = authenticator
         self._directory = Directory(routes)
         self._allowances = allowances(serving.rate_limits)
         self._failures = Allowance(FAILURES_PER_S)
-        self._max_body_bytes = serving.max_body_kb * 1024
+        self._body_bytes = {Kind.DECISIONS: serving.max_body_kb * 1024, Kind.CHANGES: PLAN_BODY_BYTES}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            if scope["type"] == "lifespan":
+            if scope["type"] == "websocket":
+                await sockets.opened(self.app, self._directory, scope, receive, send)
+            elif scope["type"] == "lifespan":
                 await self.app(scope, receive, send)
-            return  # websockets: there are none
+            return
 
         async def secured(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *RAW_SECURITY_HEADERS]
+                message["headers"] = _secured(message["headers"])
             await send(message)
 
         admitted = self._admit(scope)
@@ -88,12 +94,13 @@ class Door:
     def _admit(self, scope: Scope) -> Refusal | int:
         """How many bytes the body may have, or why the request goes no further."""
         found = self._directory.find(scope["method"], scope["path"])
-        if found.access.local and _on_loopback(scope):
+        if found.access.public or (found.access.local and _on_loopback(scope)):
             return SMALL_BODY_BYTES
         now = time.monotonic()
         who = self._caller(scope, now)
         if isinstance(who, Unknown):
             return self._unknown(scope, who, now)
+        scope["user"] = who  # `request.user` of an endpoint
         refusal = _unfit(found, who)
         if refusal is None:
             return self._counted(scope, who, KIND_OF.get(found.access.scope, Kind.READS), now)
@@ -103,10 +110,16 @@ class Door:
     def _caller(self, scope: Scope, now: float) -> Principal | Unknown:
         """A flood of bad tokens costs no more signatures than its address is allowed; loopback is always heard."""
         authorization = [value for name, value in scope["headers"] if name == b"authorization"]
+        scope["who_now"] = partial(self._now, authorization)  # for an answer that outlives its request
         who = self._authenticator.who(authorization)
         if who is Unknown.UNTRIED and (_on_loopback(scope) or not self._failures.is_spent(_address(scope), now)):
             return self._authenticator.look_into(authorization[0])
         return who
+
+    def _now(self, authorization: list[bytes]) -> Principal | Unknown:
+        """Whose these credentials are by now: they were good once."""
+        who = self._authenticator.who(authorization)
+        return self._authenticator.look_into(authorization[0]) if who is Unknown.UNTRIED else who
 
     def _unknown(self, scope: Scope, why: Unknown, now: float) -> Refusal:
         wait_s = self._note(scope, _address(scope), now, why)
@@ -129,7 +142,7 @@ class Door:
             return Refusal(429, "rate_limited", detail, (*_retry_after(wait_s), *_rate_limit(kind, allowance, wait_s)))
         if kind in COMMANDS:
             log.info("command", method=scope["method"], path=scope["path"], caller=who.id)
-        return self._max_body_bytes if kind is Kind.DECISIONS else SMALL_BODY_BYTES
+        return self._body_bytes.get(kind, SMALL_BODY_BYTES)
 
     def _note(self, scope: Scope, caller: str, now: float, why: str) -> float:
         """Log a refusal, if its caller has not filled the log yet: then the seconds until it is heard again."""
@@ -143,7 +156,7 @@ class Door:
 
     async def _refuse(self, refusal: Refusal, scope: Scope, receive: Receive, send: Send) -> None:
         if self._refused is not None:
-            self._refused(refusal.code)
+            self._refused(refusal, scope)
         await refusal.response()(scope, receive, send)
 
     async def _serve(self, scope: Scope, body: Body, send: Send) -> None:
@@ -201,6 +214,12 @@ class Body:
 
     def too_large(self) -> Refusal:
         return Refusal(413, "body_too_large", f"a body has at most {self.limit_bytes} bytes here")
+
+
+def _secured(headers: RawHeaders) -> RawHeaders:
+    """With what every answer says, unless it says otherwise itself: a file that never changes may be kept."""
+    said = {name for name, _ in headers}
+    return [*headers, *(each for each in RAW_SECURITY_HEADERS if each[0] not in said)]
 
 
 def _unfit(found: Found, who: Principal) -> Refusal | None:

@@ -80,8 +80,12 @@ class Engine:
     def reasoning(self, rows: int, *, resident: bool = False) -> Reasoning:
         """Room for `rows` rows that think at the same time; `resident`: for long, on the device if there is one."""
         on_device = resident and self._graph.captures and self.manifest.algorithm == "hrm"
-        slots = (DeviceSlots if on_device else HostSlots)(self._graph, self.manifest, rows)
+        slots = DeviceSlots(self._graph, self.manifest, rows) if on_device else self.slots(rows)
         return Reasoning(self.manifest, slots)
+
+    def slots(self, rows: int) -> HostSlots:
+        """The memory of such a room, for whoever watches what goes in and comes out (serving/explain.py)."""
+        return HostSlots(self._graph, self.manifest, rows)
 
     def decide_rows(
         self,

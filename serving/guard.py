@@ -1,12 +1,17 @@
 """Watches the models and says when one must go: the seed's four triggers (6.1.2), one-sided, on rolling windows.
 
-    error_rate_exceeded      failed runs / runs above error_ratio
-    latency_violation        p95 of the model's own time above latency_ms: more than 5 % of the runs slower
+    error_rate_exceeded      failed runs / runs have come to error_ratio (delivery/sequential.py, `Excess`)
+    latency_violation        p95 of the model's own time above latency_ms: as many as 5 % of the runs are slower
     memory_overflow          resident set above memory_gb: a level, not a statistic, so one sample is enough
-    performance_degradation  paired outcomes, anytime-valid (serving/sequential.py)
+    performance_degradation  paired outcomes, anytime-valid (delivery/sequential.py)
 
-A window holds the last `window_s`, and the last `min_samples` however old: ten symbols that decide every five minutes
-are judged like ten thousand requests a second. A sudden collapse needs no minimum of samples at all.
+and the plan's two limits of money, of the candidate's own ledger (delivery/losses.py):
+
+    drawdown_exceeded, daily_loss_exceeded
+
+Ten symbols that decide every five minutes are judged like ten thousand requests a second, sample by sample. What is
+shown, the alert levels, and the ladder's judgement (serving/ladder.py) are of a window: the last `window_s`, and the
+last `min_samples` however old.
 
 Runs in shadow count like runs that decide. A run that hit the time limit is slow, not failed. Everything here is
 arithmetic on memory: no disk, no network, no other process is needed to reach a verdict.
@@ -22,13 +27,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
+from numpy.typing import NDArray
 
 from core.settings import Alerts, Rolling, Triggers
-from serving.routing import Role
-from serving.sequential import Collapse, PerformanceTest, ratio_exceeded
+from delivery.losses import BreachKind, Ledger
+from delivery.routing import Role
+from delivery.seen import Seen, buckets
+from delivery.sequential import SLOW_RATIO, Collapse, Excess, PerformanceTest, ratio_exceeded
 
 WINDOW_LIMIT = 10_000  # samples: bounds memory at high rates, where the window is then shorter in time
-SLOW_RATIO = 0.05  # a p95 above the limit means that more than this part was slower
 ROLES: tuple[Role, Role] = ("champion", "challenger")
 
 
@@ -37,6 +44,8 @@ class Trigger(StrEnum):
     ERRORS = "error_rate_exceeded"
     LATENCY = "latency_violation"
     MEMORY = "memory_overflow"
+    DRAWDOWN = BreachKind.DRAWDOWN
+    DAILY_LOSS = BreachKind.DAILY_LOSS
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,7 @@ class Window:
         self.slow = 0
         self.total = 0  # since the rollout began
         self.total_failed = 0
+        self.total_slow = 0
         self._failing = Collapse(limits.error_ratio)
         self._slowing = Collapse(SLOW_RATIO)
 
@@ -68,6 +78,7 @@ class Window:
         self._count(sample, 1)
         self.total += 1
         self.total_failed += sample.failed
+        self.total_slow += sample.latency_ms > self._limits.latency_ms
         self._failing.add(sample.failed)
         self._slowing.add(sample.latency_ms > self._limits.latency_ms)
         self.prune(sample.at)
@@ -99,10 +110,14 @@ class Window:
         """Of the window's samples; above 0.05 where its p95 is above the limit. Looked at often: no sorting."""
         return sum(sample.latency_ms > limit_ms for sample in self._samples) / max(1, len(self._samples))
 
+    def latencies_ms(self) -> NDArray[np.float64]:
+        """Of the window's samples [n]."""
+        return np.fromiter((sample.latency_ms for sample in self._samples), np.float64, len(self._samples))
+
     def statistics(self) -> dict[str, float | int | None]:
         """Of the window; None where there is no data."""
         n = len(self._samples)
-        latencies = np.array([sample.latency_ms for sample in self._samples])
+        latencies = self.latencies_ms()
         segments = [sample.segments for sample in self._samples if sample.segments]
         p50, p95, p99 = np.percentile(latencies, (50, 95, 99)).tolist() if n else (None, None, None)
         return {
@@ -124,34 +139,52 @@ class Guard:
         self._triggers = triggers
         self._clock = clock
         self.rss_gb = 0.0
+        self.ledger = Ledger()
         self.reset()
 
     def reset(self) -> None:
         """Forget everything about the models: another one is being judged."""
         t = self._triggers
         self.windows: dict[Role, Window] = {role: Window(t) for role in ROLES}
+        self._failing = {role: Excess(t.error_ratio) for role in ROLES}
+        self._slowing = {role: Excess(SLOW_RATIO) for role in ROLES}
         self.performance = PerformanceTest(t.performance_drop, t.performance_alpha, t.performance_batch)
 
     def observe(self, role: Role, latency_ms: float, *, failed: bool = False, segments: int = 0) -> None:
-        self.windows[role].add(Sample(self._clock(), latency_ms, failed, segments))
+        now = self._clock()
+        self.windows[role].add(Sample(now, latency_ms, failed, segments))
+        self._failing[role].add(failed, now)
+        self._slowing[role].add(latency_ms > self._triggers.latency_ms, now)
 
-    def verdict(self, role: Role) -> Trigger | None:
-        """The trigger that condemns the model in `role`, or None. No data condemns nobody."""
-        if self.rss_gb > self._triggers.memory_gb:
-            return Trigger.MEMORY
+    def earned(self, champion_bps: float, challenger_bps: float) -> None:
+        """What one decision was worth in each arm's own portfolio, on the same ticks."""
+        self.performance.add(champion_bps, challenger_bps)
+
+    def seen(self, role: Role) -> Seen:
+        """What this process knows of the model in `role`, for the other ones."""
         window = self.windows[role]
         window.prune(self._clock())
-        if window.too_slow:
+        latencies = buckets(window.latencies_ms())
+        return Seen(window.total, window.total_failed, window.total_slow, latencies, self.rss_gb)
+
+    def verdict(self, role: Role) -> Trigger | None:
+        """The trigger that condemns the candidate, which runs in `role`, or None. No data condemns nobody."""
+        if self.ledger.breach is not None:
+            return Trigger(self.ledger.breach.kind)
+        if self.rss_gb > self._triggers.memory_gb:
+            return Trigger.MEMORY
+        if self._slowing[role].fired:
             return Trigger.LATENCY
-        if window.too_faulty:
+        if self._failing[role].fired:
             return Trigger.ERRORS
-        if role == "challenger" and self.performance.outcomes >= self._triggers.min_samples:
+        if self.performance.outcomes >= self._triggers.min_samples:
             return Trigger.PERFORMANCE if self.performance.degraded else None
         return None
 
     def alerts(self, limits: Alerts, role: Role) -> dict[str, bool]:
         """The levels at which a person is told, long before a trigger: which of them the model in `role` has passed."""
         window = self.windows[role]
+        window.prune(self._clock())
         enough = len(window) >= self._triggers.min_samples
         return {
             "error_ratio": enough and window.failed > limits.error_ratio * len(window),
@@ -174,5 +207,6 @@ class Guard:
                 "difference_bps": difference.mean if difference.count else None,
                 "difference_upper_bps": difference.bound if math.isfinite(difference.bound) else None,
             },
+            "losses": self.ledger.statistics(),
             "rss_gb": self.rss_gb,
         }

@@ -15,6 +15,7 @@ from serving.batcher import Observation, Row, Run
 from serving.book import BookObservation
 from serving.engine import Engine
 from serving.service import Service
+from serving.watch import warnings
 
 PROBES = 3  # the median of three: one hiccup of the machine is not the model's slowness
 UNRELATED = math.sqrt(2)  # relative distance of two unrelated states of equal norm: nothing converges there
@@ -36,7 +37,7 @@ async def health(service: Service) -> dict[str, object]:
             name: {"status": "healthy" if check.passed else "unhealthy", "details": check.details}
             for name, check in checks.items()
         },
-        "warnings": service.warnings(),
+        "warnings": warnings(service),
         "ladder": service.ladder.statistics(),
         "records": {"problem": service.records.problem},
         "timestamp": datetime.now(UTC).isoformat(),

@@ -28,6 +28,8 @@ KIND_OF: dict[Scope | None, Kind] = {
     Scope.INFER: Kind.DECISIONS,
     Scope.MODELS_WRITE: Kind.CHANGES,
     Scope.ROLLOUT_PROMOTE: Kind.CHANGES,
+    Scope.ROLLOUT_APPROVE: Kind.CHANGES,
+    Scope.TRADE_WRITE: Kind.CHANGES,
     Scope.ADMIN: Kind.CHANGES,
     Scope.ROLLOUT_ABORT: Kind.ABORTS,
 }  # any other reads

@@ -15,11 +15,13 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.routing import iter_route_contexts
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
+from starlette.routing import Route
 
 from serving.schemas import PLAIN_NAME, Problem
-from serving.scopes import Access
+from serving.scopes import Access, needs
 
 Document = dict[str, Any]
+Tag = dict[str, str]
 
 REF = "#/components/schemas/{model}"
 PROBLEM_JSON = "application/problem+json"
@@ -31,16 +33,18 @@ WHY = {
     404: "there is no such thing",
     408: "the body did not arrive in time",
     409: "not possible in the present state; nothing was changed",
+    412: "If-Match names another version than the current one; nothing was changed",
     413: "the body is larger than allowed",
     415: "no media type that is understood here",
     422: "the request is not understood; `errors` names the fields",
     429: "too many requests; Retry-After says when to come again",
     500: "unforeseen; the service's log has the details",
+    502: "the inference service does not answer; `detail` says whether it may have been carried out",
     503: "not now; Retry-After says when to come again",
 }
 ALWAYS = (401, 403, 429, 500)
 FASTAPIS_OWN = {"HTTPValidationError", "ValidationError"}  # its form of a 422, which nobody gets
-TAGS = [
+TAGS: list[Tag] = [
     {"name": "decisions", "description": "What to do now: one decision, a batch, and what a decision earned."},
     {"name": "rollout", "description": "Who decides: from shadow over canary to promoted, and back at once."},
     {"name": "models", "description": "What the store holds and what is loaded."},
@@ -92,19 +96,27 @@ def path_parameters(path: str) -> list[Document]:
     return [{"name": name, "in": "path", "required": True, "schema": schema} for name in re.findall(r"{(\w+)}", path)]
 
 
-def install(app: FastAPI, bodies: Sequence[type[BaseModel]]) -> None:
-    """Make the app's OpenAPI whole. `bodies`: what plain routes parse by themselves."""
+def install(
+    app: FastAPI, bodies: Sequence[type[BaseModel]] = (), *, description: str = DESCRIPTION, tags: Sequence[Tag] = TAGS
+) -> None:
+    """Make the app's OpenAPI whole, for whoever has credentials. `bodies`: what plain routes parse by themselves."""
+    pages = {app.openapi_url, app.docs_url, app.redoc_url, app.swagger_ui_oauth2_redirect_url}  # FastAPI's own
+    for route in app.routes:
+        if isinstance(route, Route) and route.path in pages:
+            needs(None)(route.endpoint)
 
     def openapi() -> Document:
         if app.openapi_schema is None:
-            app.openapi_schema = _document(app, bodies)
+            app.openapi_schema = _document(app, bodies, description, tags)
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign] # the way FastAPI documents
 
 
-def _document(app: FastAPI, bodies: Sequence[type[BaseModel]]) -> Document:
-    document = get_openapi(title=app.title, version=app.version, description=DESCRIPTION, routes=app.routes, tags=TAGS)
+def _document(app: FastAPI, bodies: Sequence[type[BaseModel]], description: str, tags: Sequence[Tag]) -> Document:
+    document = get_openapi(
+        title=app.title, version=app.version, description=description, routes=app.routes, tags=list(tags)
+    )
     models: list[type[BaseModel]] = [*bodies, Problem]
     _, definitions = models_json_schema([(model, "validation") for model in models], ref_template=REF)
     components = document.setdefault("components", {})

@@ -6,6 +6,7 @@ At least once and in order: the cursor moves when the server has accepted an eve
 hash in the log, so the server knows one that comes again. History from before the first activation is never told.
 Nothing here is on the path of a decision or of a rollback: a server that is gone costs one warning and a later arrival.
 Of several processes one tells, with a lock that it holds until it ends; the others wait for that, and go on from there.
+What could not be told yet is `Outbox.untold`: hrm_outbox_pending and hrm_outbox_oldest_seconds.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
 from core.files import write_json
-from serving.rollout import GENESIS, Event, RolloutStore
-from serving.transitions import Command
+from delivery.chain import GENESIS
+from delivery.store import Event, RolloutStore
+from delivery.transitions import Command
 
 log = structlog.get_logger()
 
@@ -43,6 +45,7 @@ TIMEOUT_S = 5.0
 FIRST_RETRY_S = 1.0
 LONGEST_RETRY_S = 60.0
 LOCK_RETRY_S = 1.0
+TOLD = (Command.ABORT, Command.ROLLBACK)
 
 
 @dataclass(frozen=True)
@@ -76,8 +79,22 @@ class Cursor(BaseModel):
     hash: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
+@dataclass(frozen=True)
+class Untold:
+    """Rollbacks that Prefect has not accepted yet, and when the oldest of them happened (Unix s)."""
+
+    count: int = 0
+    since: float | None = None
+
+    def oldest_s(self, now: float) -> float:
+        return 0.0 if self.since is None else max(0.0, now - self.since)
+
+
 class Outbox:
-    """Tells Prefect about rollbacks. `run` is the background task, `wake` says that the log has grown."""
+    """Tells Prefect about rollbacks. `run` is the background task, `wake` says that the log has grown.
+
+    `untold` is of the last try, LONGEST_RETRY_S ago at most; nothing in a process whose turn it is not.
+    """
 
     def __init__(self, api: PrefectApi, store: RolloutStore, file: Path) -> None:
         """Find the place in the log, before anything new happens. `file` keeps the cursor; it may not exist yet."""
@@ -85,6 +102,7 @@ class Outbox:
         self._store = store
         self._file = file
         self._lock = file.with_suffix(".lock").open("ab")
+        self.untold = Untold()
         self._find_place()
         self._http = httpx.AsyncClient(headers=api.headers, timeout=TIMEOUT_S)
         self._grown = asyncio.Event()
@@ -109,19 +127,24 @@ class Outbox:
             try:
                 await self._ship()
                 trouble, retry_s = "", FIRST_RETRY_S
-            except (httpx.HTTPError, httpx.InvalidURL, SQLAlchemyError) as error:
+            except Exception as error:  # whatever it is: a task that ended would tell no rollback after this one
                 trouble = _warn(error, trouble)
                 self._grown.set()
                 await asyncio.sleep(retry_s)
                 retry_s = min(2 * retry_s, LONGEST_RETRY_S)
 
     async def _wait_for_turn(self) -> None:
-        waited = False
+        waited, trouble = False, ""
         while not self._is_ours():
             waited = True
             await asyncio.sleep(LOCK_RETRY_S)
-        if waited:
-            self._find_place()  # whoever told until now has moved it
+        while waited:
+            try:
+                await asyncio.to_thread(self._find_place)  # whoever told until now has moved it
+                waited = False
+            except SQLAlchemyError as error:
+                trouble = _warn(error, trouble)
+                await asyncio.sleep(LOCK_RETRY_S)
 
     def _is_ours(self) -> bool:
         try:
@@ -136,13 +159,15 @@ class Outbox:
 
     async def _ship(self) -> None:
         while events := await asyncio.to_thread(self._store.events, self._cursor.version):
-            for event in events:
-                told = event.command in (Command.ABORT, Command.ROLLBACK)
+            for at, event in enumerate(events):
+                told = event.command in TOLD
                 if told:
+                    self.untold = _untold(events[at:])
                     await self._post(event)
                 self._cursor = Cursor(version=event.version, hash=event.hash)
                 if told:
                     await self._save()
+            self.untold = Untold()
 
     async def _post(self, event: Event) -> None:
         first, *_ = await asyncio.to_thread(self._store.events, 0, 1)
@@ -164,6 +189,11 @@ class Outbox:
             self._saved = cursor
         except OSError as error:
             log.warning("outbox_cursor_not_saved", file=str(self._file), error=str(error), remedy="free the disk")
+
+
+def _untold(events: list[Event]) -> Untold:
+    waiting = [event for event in events if event.command in TOLD]
+    return Untold(len(waiting), waiting[0].at)
 
 
 def as_prefect_event(event: Event, *, log_hash: str, superseded: bool) -> dict[str, Any]:

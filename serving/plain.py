@@ -46,9 +46,9 @@ def media_type(request: Request, *known: str) -> str:
     return kind
 
 
-def json(answer: BaseModel) -> Response:
+def json(answer: BaseModel, **headers: str) -> Response:
     """What was made here needs no validation."""
-    return Response(answer.model_dump_json(), media_type=JSON)
+    return Response(answer.model_dump_json(), headers=headers, media_type=JSON)
 
 
 def parsed(model: type[Model], body: bytes) -> Model:

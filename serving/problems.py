@@ -23,7 +23,15 @@ STATUS_OF: dict[type[HrmSystemError], int] = {
     ConfigError: 500,
 }
 SECURITY_HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}  # of every answer
-UNAVAILABLE_CODES = {"not_ready", "overloaded", "shutting_down", "state_not_durable"}
+UNAVAILABLE_CODES = {
+    "explanation_too_slow",
+    "not_ready",
+    "overloaded",
+    "shutting_down",
+    "state_not_durable",
+    "state_unreadable",
+}
+PRECONDITION_FAILED = "precondition_failed"  # an If-Match that is stale
 
 
 def document(status: int, code: str, detail: str, **extra: object) -> dict[str, object]:
@@ -42,6 +50,8 @@ def document(status: int, code: str, detail: str, **extra: object) -> dict[str, 
 def status_of(error: HrmSystemError) -> int:
     if error.code in UNAVAILABLE_CODES:
         return 503
+    if error.code == PRECONDITION_FAILED:
+        return 412
     return next((status for kind, status in STATUS_OF.items() if isinstance(error, kind)), 500)
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from core.errors import DataError
 from core.observation import ObservationSchema
-from serving.routing import Role
+from delivery.routing import Role
 
 FEATURE_MAX = 1e6  # far above any normalised feature; models overflow on what is finite but absurd
 
@@ -43,6 +43,7 @@ def deadline_in(deadline_ms: float | None) -> float:
 class Question:
     """One observation, and each arm's own account; without a challenger's both arms decide on the champion's.
 
+    `acting` is whose position the symbol really holds, None where nobody said.
     Past its `deadline`, a time.perf_counter() in seconds, the answer is that of the best segment so far, and says so.
     """
 
@@ -53,9 +54,15 @@ class Question:
     challenger: Account | None = None
     request_id: str = field(default_factory=fresh_id)
     deadline: float = math.inf
+    acting: Role | None = None
 
     def account(self, role: Role) -> Account:
         return self.challenger if role == "challenger" and self.challenger is not None else self.champion
+
+    @property
+    def holder(self) -> Role | None:
+        """Whose position the symbol holds: the acting arm, if its account is not flat."""
+        return self.acting if self.acting is not None and self.account(self.acting).position else None
 
     def require(self, schema: ObservationSchema, model_id: str) -> None:
         """Raises DataError where the shapes are not those the model was trained on."""

@@ -3,13 +3,10 @@
     <folder>/<day>-<worker>.records    one file per day (UTC; a session of the exchange lies within one) and process
     <folder>/archive/                  days past the retention: moved here, never written to again, never deleted
 
-    file     frame, frame, ...
-    frame    b"HRM\\x01" | u32 length of the body | u32 CRC-32 of the body | body
-    body     u32 length of the header | header, JSON | arrays, float32, little-endian, in the order of `shapes`
-
-One write(2) at the end of a file: what was answered survives the end of the process, however it ends. The platter has
-it a second later (`tidy`): a loss of power costs no more. A torn frame is skipped; what follows it is found by its
-first bytes. Why a file and no database, and at what cost: docs/adr/0017-decision-records.md. Reading: serving/audit.py.
+What is in a file: serving/record_format.py. One write(2) at the end of it: what was answered survives the end of the
+process, however it ends. The platter has it a second later (`tidy`): a loss of power costs no more. A torn frame is
+skipped; what follows it is found by its first bytes. Why a file and no database, and at what cost:
+docs/adr/0017-decision-records.md. Reading: serving/audit.py.
 
 A disk that refuses, is slow or has little room left costs the record and not the decision.
 """
@@ -24,111 +21,27 @@ import os
 import re
 import secrets
 import shutil
-import struct
 import threading
 import time
-import zlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from io import FileIO
 from operator import itemgetter
 from pathlib import Path
-from typing import Literal
 
-import numpy as np
 import structlog
-from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 
 from core.settings import Records as RecordsSettings
-from serving.ladder import RungName
+from serving.record_format import Record, encode, file_name
 
 log = structlog.get_logger()
 
-MAGIC = b"HRM\x01"
-FRAME, LENGTH = struct.Struct("<4sII"), struct.Struct("<I")
 NamedFrame = tuple[str, bytes]  # the file it belongs in, and what is written there
-FLOAT = np.dtype("<f4")
 ARCHIVE = "archive"
-ID_PATTERN = r"^\d{8}T\d{9}-[0-9a-f]{8}-[0-9a-f]{8}$"
 FILE_PATTERN = re.compile(r"(\d{8})-[0-9a-f]{8}\.records")
 RETRY_S = 1.0  # the disk is left alone so long after it refused or was slow: no queue of decisions behind it
 SLOW_S = 0.05
 GB = 1e9
-
-Floats = NDArray[np.float32]
-
-
-class _Closed(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Answer(_Closed):
-    """What one arm answered, and by which bytes; where no model decided, those are None."""
-
-    role: Literal["champion", "challenger", "safe"]
-    model: str | None = Field(description="name/version")
-    manifest_sha256: str | None
-    onnx_sha256: str | None
-    provider: str | None
-    storage: str | None
-    position: int = Field(description="sign, of the account it was decided on")
-    segment_cap: int | None = Field(description="at most so many segments, by the ladder's rung")
-    action: int
-    quantity: float
-    probabilities: tuple[float, ...]
-    value: float
-    segments: int
-    halt_reason: str
-
-
-class Facts(_Closed):
-    """One decision as it was given out, and its shadow, which decided on the other arm's account."""
-
-    decision_id: str = Field(pattern=ID_PATTERN)
-    at: float = Field(description="Unix time, s")
-    request_id: str
-    symbol: str
-    complexity: float
-    epoch: int
-    rung: RungName
-    deadline_ms: float | None = Field(description="after arrival; None without one")
-    latency_ms: float
-    fallback: bool
-    errors: dict[str, str] = Field(description="models that were asked and did not answer, and the code of why")
-    trace_id: str | None = None
-    answer: Answer
-    shadow: Answer | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Record:
-    """`arrays`, float32: bars [W, F], account [A] of the arm at stake; with a shadow its shadow_account [A]."""
-
-    facts: Facts
-    arrays: Mapping[str, Floats]
-
-
-class Header(_Closed):
-    format: Literal[1] = 1
-    shapes: dict[str, tuple[int, ...]]
-    facts: Facts
-
-
-def encode(record: Record) -> bytes:
-    """The record as one frame."""
-    shapes = {name: array.shape for name, array in record.arrays.items()}
-    header = Header.model_construct(format=1, shapes=shapes, facts=record.facts).model_dump_json().encode()
-    arrays = [array.astype(FLOAT, copy=False).tobytes() for array in record.arrays.values()]
-    body = b"".join((LENGTH.pack(len(header)), header, *arrays))
-    return FRAME.pack(MAGIC, len(body), zlib.crc32(body)) + body
-
-
-def file_name(decision_id: str) -> str:
-    """Of the file that the decision is in: day and worker are parts of the id."""
-    time_, worker, _ = decision_id.split("-")
-    return f"{time_[:8]}-{worker}.records"
 
 
 def named_frame(record: Record) -> NamedFrame:

@@ -1,34 +1,34 @@
-"""Decides again what is on record, under the conditions of the time, and compares: action, quantity and depth, exactly.
+"""Decides again what is on record, under the conditions of the time, and compares: exactly.
 
-    by a model     the same bytes on the same inputs; what a deadline or the ladder cut is cut at the same segment
-    by a rule      the rule once more: go flat on rung `rule`, else HOLD
+    by a model     the same bytes on the same inputs
+    by a rule      the rule once more
 
-Rows of one model are decided together: what a row answers does not follow from its batch (serving/reasoning.py). On a
-CPU that is so to the last bit. A device rounds products of another size otherwise: where one decided, or replays, a
-quantity may be off by DEVICE_ROUNDING and the verdict is `rounding`, which is no difference.
+What is asked and what must be the same: serving/replay_cases.py. Rows of one model are decided together: what a row
+answers does not follow from its batch (serving/reasoning.py). On a CPU that is so to the last bit. A device rounds
+products of another size otherwise: where one decided, or replays, numbers may be off by DEVICE_ROUNDING and the verdict
+is `rounding`, which is no difference.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from pydantic_core import to_json
 
-from core.actions import SAFE_DECISION, go_flat
 from core.errors import ModelError
 from serving.engine import Engine
 from serving.graph import GPU_PROVIDERS
-from serving.reasoning import UNLIMITED
-from serving.records import Answer, Facts, Floats, Record
+from serving.reasoning import Decisions
+from serving.record_format import Origin, Record
+from serving.replay_cases import Arm, Case, Outputs, cases
 
-CUT = frozenset({"deadline_reached", "segments_capped"})
-ROWS = 256  # records that are looked at together
+ROWS = 256  # that are looked at together, and a last record's
 
-DEVICE_ROUNDING = 0.01  # of the quantity: 16-bit arithmetic
+DEVICE_ROUNDING = 0.01  # 16-bit arithmetic: of the number; of those that may be near 0 also in itself
+NEAR_ZERO = {"quantity": 0.0, "probabilities": DEVICE_ROUNDING, "value": DEVICE_ROUNDING}
 AGREES = frozenset({"same", "rounding"})
 
 Verdict = Literal["same", "rounding", "differs", "other_bytes", "no_model"]
@@ -36,104 +36,59 @@ Loader = Callable[[str], Engine]
 
 
 @dataclass(frozen=True)
-class Decided:
-    """What is compared. A rule has no depth: 0 segments."""
-
-    action: int
-    quantity: float
-    segments: int
-
-
-@dataclass(frozen=True)
 class Replayed:
     """One arm of one record; `again` is None where nothing could be decided, and `why` says what was in the way."""
 
     decision_id: str
-    arm: Literal["answer", "shadow"]
+    arm: Arm
     model: str | None
-    recorded: Decided
-    again: Decided | None
+    recorded: Outputs
+    again: Outputs | None
     verdict: Verdict
     why: str | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class _Case:
-    """One arm of one record, and what it decided on."""
-
-    arm: Literal["answer", "shadow"]
-    facts: Facts
-    answer: Answer
-    bars: Floats
-    account: Floats
-
-    @property
-    def cap(self) -> int:
-        if self.answer.halt_reason in CUT:
-            return self.answer.segments
-        return UNLIMITED if self.answer.segment_cap is None else self.answer.segment_cap
-
-    def result(self, again: Decided | None, why: str | None = None, verdict: Verdict | None = None) -> Replayed:
-        recorded = Decided(self.answer.action, self.answer.quantity, self.answer.segments)
-        verdict = verdict or ("same" if again == recorded else "differs")
-        return Replayed(self.facts.decision_id, self.arm, self.answer.model, recorded, again, verdict, why)
-
-    def compared(self, again: Decided, provider: str) -> Replayed:
-        """With what `provider` came to."""
-        theirs = self.answer.provider
-        elsewhere = None if theirs == provider else f"decided by {theirs}, replayed by {provider}"
-        close = math.isclose(again.quantity, self.answer.quantity, rel_tol=DEVICE_ROUNDING)
-        alike = close and (again.action, again.segments) == (self.answer.action, self.answer.segments)
-        exact = again.quantity == self.answer.quantity
-        device = not GPU_PROVIDERS.isdisjoint({theirs, provider})
-        return self.result(again, elsewhere, "rounding" if alike and device and not exact else None)
 
 
 def replay(records: Iterable[Record], load: Loader) -> Iterator[Replayed]:
     """Each record's answer, then its shadow where it has one; in the order of the records.
 
-    `load` gives the engine of a model's id or raises ModelError; it is asked again for every few hundred records.
+    `load` gives the engine of a model's id or raises ModelError; it is asked again for every few hundred rows.
     """
-    remaining = iter(records)
-    while batch := [case for record in islice(remaining, ROWS) for case in _cases(record)]:
-        models = {case.answer.model for case in batch}
-        done: dict[_Case, Replayed] = {}
-        for model in models:
-            cases = [case for case in batch if case.answer.model == model]
-            done |= zip(cases, _by_rule(cases) if model is None else _by_model(model, cases, load), strict=True)
+    for batch in _batches(records):
+        done: dict[Case, Replayed] = {}
+        for model in {case.by.model for case in batch}:
+            mine = [case for case in batch if case.by.model == model]
+            done |= zip(mine, _by_rule(mine) if model is None else _by_model(model, mine, load), strict=True)
         yield from (done[case] for case in batch)
 
 
-def _cases(record: Record) -> list[_Case]:
-    facts, arrays = record.facts, record.arrays
-    cases = [_Case("answer", facts, facts.answer, arrays["bars"], arrays["account"])]
-    if facts.shadow is not None:
-        cases.append(_Case("shadow", facts, facts.shadow, arrays["bars"], arrays["shadow_account"]))
-    return cases
+def _batches(records: Iterable[Record]) -> Iterator[list[Case]]:
+    batch: list[Case] = []
+    for record in records:
+        batch += cases(record)
+        if sum(case.rows for case in batch) >= ROWS:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 
-def _by_rule(cases: list[_Case]) -> list[Replayed]:
-    def decided(case: _Case) -> Decided:
-        action, quantity = go_flat(case.answer.position) if case.facts.rung == "rule" else SAFE_DECISION
-        return Decided(int(action), quantity, 0)
-
-    return [case.result(decided(case)) for case in cases]
+def _by_rule(batch: list[Case]) -> list[Replayed]:
+    return [_result(case, case.read(None)) for case in batch]
 
 
-def _by_model(model: str, cases: list[_Case], load: Loader) -> list[Replayed]:
+def _by_model(model: str, batch: list[Case], load: Loader) -> list[Replayed]:
     try:
         engine = load(model)
     except ModelError as error:
-        return [case.result(None, str(error), "no_model") for case in cases]
-    fit = [case for case in cases if _differing_bytes(case.answer, engine) is None]
+        return [_result(case, None, str(error), "no_model") for case in batch]
+    differing = {case: _differing_bytes(case.by, engine) for case in batch}
+    fit = [case for case in batch if differing[case] is None]
     again = dict(zip(fit, _decide(engine, fit), strict=True))
-    return [
-        again.get(case) or case.result(None, _differing_bytes(case.answer, engine), "other_bytes") for case in cases
-    ]
+    return [again.get(case) or _result(case, None, differing[case], "other_bytes") for case in batch]
 
 
-def _differing_bytes(answer: Answer, engine: Engine) -> str | None:
-    theirs = {"manifest.json": answer.manifest_sha256, "model.onnx": answer.onnx_sha256}
+def _differing_bytes(by: Origin, engine: Engine) -> str | None:
+    theirs = {"manifest.json": by.manifest_sha256, "model.onnx": by.onnx_sha256}
     ours = {"manifest.json": engine.manifest_sha256, "model.onnx": engine.onnx_sha256}
     differing = [name for name in ours if ours[name] != theirs[name]]
     if not differing:
@@ -141,20 +96,60 @@ def _differing_bytes(answer: Answer, engine: Engine) -> str | None:
     return f"{engine.id}: not the bytes that decided: {', '.join(differing)}; restore the version of the record"
 
 
-def _decide(engine: Engine, cases: list[_Case]) -> list[Replayed]:
-    if not cases:
+def _decide(engine: Engine, batch: list[Case]) -> list[Replayed]:
+    if not batch:
         return []
     try:
-        made = engine.decide(
-            bars=np.stack([case.bars for case in cases]),
-            account=np.stack([case.account for case in cases]),
-            complexity=np.array([case.facts.complexity for case in cases], dtype=np.float32),
-            position=np.array([case.answer.position for case in cases]),
-            max_segments=np.array([case.cap for case in cases]),
-        )
+        made = _made(engine, batch)
     except ModelError as error:  # of one row, perhaps: the others are not to be blamed for it
-        if len(cases) == 1:
-            return [cases[0].result(None, str(error))]
-        return [result for case in cases for result in _decide(engine, [case])]
-    rows = zip(made.action.tolist(), made.quantity.tolist(), made.segments.tolist(), strict=True)
-    return [case.compared(Decided(*row), engine.provider) for case, row in zip(cases, rows, strict=True)]
+        if len(batch) == 1:
+            return [_result(batch[0], None, str(error))]
+        return [result for case in batch for result in _decide(engine, [case])]
+    ends = np.cumsum([case.rows for case in batch]).tolist()
+    return [
+        _compared(case, case.read(made[end - case.rows : end]), engine.provider)
+        for case, end in zip(batch, ends, strict=True)
+    ]
+
+
+def _made(engine: Engine, batch: list[Case]) -> Decisions:
+    """Of all rows of all cases, in order. Raises ModelError."""
+    feeds = {name: np.concatenate([case.feeds[name] for case in batch]) for name in batch[0].feeds}
+    complexity = np.concatenate([case.complexity for case in batch])
+    position = np.concatenate([case.position for case in batch])
+    cap = np.concatenate([case.cap for case in batch])
+    if engine.manifest.algorithm == "hrm_book":
+        return engine.decide_rows(feeds, complexity, position, cap)
+    return engine.decide(feeds["bars"], feeds["account"], complexity, position, max_segments=cap)
+
+
+def _compared(case: Case, again: Outputs, provider: str) -> Replayed:
+    """With what `provider` came to."""
+    theirs = case.by.provider
+    elsewhere = None if theirs == provider else f"decided by {theirs}, replayed by {provider}"
+    exact = _exact(case.recorded, again)
+    device = not GPU_PROVIDERS.isdisjoint({theirs, provider})
+    rounded = device and not exact and _close(case.recorded, again)
+    return _result(case, again, elsewhere, "rounding" if rounded else None)
+
+
+def _result(case: Case, again: Outputs | None, why: str | None = None, verdict: Verdict | None = None) -> Replayed:
+    exact = again is not None and _exact(case.recorded, again)
+    verdict = verdict or ("same" if exact else "differs")
+    return Replayed(case.decision_id, case.arm, case.by.model, case.recorded, again, verdict, why)
+
+
+def _exact(recorded: Outputs, again: Outputs) -> bool:
+    """To the last bit: a number's shortest text is that number's alone, and -0 is not 0."""
+    return all(to_json(again[name]) == to_json(recorded[name]) for name in recorded)
+
+
+def _close(recorded: Outputs, again: Outputs) -> bool:
+    return all(_alike(name, recorded[name], again[name]) for name in recorded)
+
+
+def _alike(name: str, recorded: Any, again: Any) -> bool:
+    """As far as a device's rounding goes; what it leaves alone (choices, depths) must be the same."""
+    if name not in NEAR_ZERO:
+        return bool(recorded == again)
+    return np.allclose(again, recorded, rtol=DEVICE_ROUNDING, atol=NEAR_ZERO[name])

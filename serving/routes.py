@@ -85,7 +85,7 @@ async def get_health(request: Request) -> Response:
 async def get_metrics(request: Request) -> Response:
     """For Prometheus to scrape."""
     service: Service = request.app.state.service
-    return Response(await asyncio.to_thread(service.telemetry.exposition), media_type=METRICS)
+    return Response(await asyncio.to_thread(service.telemetry.exposition.text), media_type=METRICS)
 
 
 def _described(model: Batcher) -> LoadedModel:

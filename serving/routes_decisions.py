@@ -95,13 +95,13 @@ async def post_batch(request: Request) -> Response:
 )
 @needs(Scope.DECIDE)
 async def post_outcome(request: Request) -> Response:
-    """What one decision earned in each arm's own virtual portfolio; feeds the performance trigger."""
+    """What one decision earned in each arm's own virtual portfolio: for the performance trigger and the loss limits."""
     service: Service = request.app.state.service
     media_type(request, JSON)
-    outcome = parsed(OutcomeRequest, await request.body())
-    service.guard.performance.add(outcome.champion_bps, outcome.challenger_bps)
-    service.judge()
-    return json(OutcomeResponse(outcomes=service.guard.performance.outcomes, phase=service.live.state.phase))
+    outcome = service.outcomes.of_candidate(parsed(OutcomeRequest, await request.body()).earned(), service.live)
+    durable = outcome is None or await service.outcomes.add(outcome)  # without a rollout there is no ledger
+    outcomes, phase = service.guard.performance.outcomes, service.live.state.phase
+    return json(OutcomeResponse(outcomes=outcomes, phase=phase, durable=durable))
 
 
 def _schema(service: Service) -> ObservationSchema:

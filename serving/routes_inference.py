@@ -1,15 +1,14 @@
 """Open Inference Protocol 2: a loaded model asked by its name (serving/protocol.py).
 
 No rollout, no fall-back, no guard: the answer is the named model's, or an error. Without a version it is the one that
-decides now, if that has the name, else the newest that is loaded. B rows become B rows of the continuous batch.
+decides now, if that has the name, else the newest that is loaded. B rows become B rows of the continuous batch, and one
+record (serving/inferences.py), whose id is among the response's `parameters`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
-import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fastapi import APIRouter
@@ -18,8 +17,9 @@ from starlette.responses import JSONResponse, Response
 
 from core.errors import DataError
 from serving import examples, protocol
-from serving.batcher import Batcher, Run
+from serving.batcher import Run
 from serving.health import ready
+from serving.inferences import Inference, infer, put_on_record
 from serving.openapi import RAW_BODY, described, failures, json_of, path_parameters
 from serving.plain import JSON, RAW, media_type, parsed
 from serving.problems import UNAVAILABLE_CODES, problem
@@ -30,6 +30,7 @@ from serving.schemas_v2 import (
     IndexRequest,
     InferRequest,
     InferResponse,
+    InferResponseParameters,
     LoadRequest,
     ModelConfig,
     ModelMetadata,
@@ -140,15 +141,8 @@ async def post_infer(request: Request) -> Response:
     media_type(request, JSON, RAW)
     model = named(service, **request.path_params)
     asked, binary = _split(await request.body(), request.headers.get(HEADER_LENGTH))
-    wanted = protocol.wanted_outputs(asked)
-    rows = protocol.observations(decode(asked, binary), asked, model.engine.manifest.market)
-    timeout_us = asked.parameters.timeout
-    deadline = math.inf if timeout_us is None else time.perf_counter() + timeout_us / 1e6
-    runs = await asyncio.gather(*(model.run(row, deadline) for row in rows))
-    for run in runs:
-        service.telemetry.ran(run, "infer")
-    failed = next((run for run in runs if run.decisions is None), None)
-    return _failure(failed) if failed is not None else _answer(model, asked, wanted, runs)
+    made = await infer(service, model, asked, decode(asked, binary))
+    return _failure(made.failed) if made.failed is not None else _answer(made, await put_on_record(service, made))
 
 
 @serves("POST", "/v2/repository/index", answers=list[IndexEntry], content=json_of(IndexRequest), required=False)
@@ -221,12 +215,12 @@ def _failure(run: Run) -> Response:
     return problem(503 if late else 500, code, run.error or code, retryable=late)
 
 
-def _answer(model: Batcher, asked: InferRequest, wanted: dict[str, bool], runs: Sequence[Run]) -> Response:
-    manifest = model.engine.manifest
-    about = {"model_name": manifest.name, "model_version": manifest.version} | ({"id": asked.id} if asked.id else {})
-    arrays = protocol.outputs(runs)
-    binary = {name for name, travels in wanted.items() if travels}
-    body, head_size = encode(about, [(name, arrays[name]) for name in wanted], binary)
+def _answer(made: Inference, record: InferResponseParameters) -> Response:
+    manifest, asked = made.by.manifest, made.asked
+    about: dict[str, object] = {"model_name": manifest.name, "model_version": manifest.version}
+    about |= ({"id": asked.id} if asked.id else {}) | {"parameters": record.model_dump()}
+    binary = {name for name, travels in made.wanted.items() if travels}
+    body, head_size = encode(about, [(name, made.outputs[name]) for name in made.wanted], binary)
     if not binary:
         return Response(body, media_type=JSON)
     return Response(body, media_type=RAW, headers={HEADER_LENGTH: str(head_size)})

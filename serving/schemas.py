@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, FailFast, Field, Strict
 
 from core.errors import DataError
+from delivery.losses import Outcome, today
+from delivery.plan import HandoverMode
+from delivery.routing import Role
+from delivery.transitions import Phase
 from serving import question
 from serving.ladder import RungName
 from serving.question import FEATURE_MAX, Question, deadline_in, fresh_id
-from serving.transitions import Phase
 
 BPS_MAX = 1e4  # no decision earns more than all there is; one absurd outcome would blind the performance trigger
 MAX_BATCH = 256
 DEADLINE_MAX_MS = 10_000.0
-VERSION_MAX = 2**63 - 1  # as rollout.db counts
 NAME = r"^[^\x00-\x1f]+$"
 PLAIN_NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 
@@ -38,6 +41,13 @@ DeadlineMs = Annotated[
         le=DEADLINE_MAX_MS,
         allow_inf_nan=False,
         description="after this time the answer is that of the best segment so far, `halt_reason: deadline_reached`",
+    ),
+]
+Acting = Annotated[
+    Role,
+    Field(
+        description="whose position the symbol really holds: the champion's, or that of the model on trial, also after "
+        "it was rolled back. A symbol stays with an arm whose account is not flat, whatever the weight says"
     ),
 ]
 
@@ -85,6 +95,7 @@ class DecisionRequest(Message):
     )
     complexity: Annotated[Complexity, Strict()]
     accounts: Accounts
+    acting: Acting | None = None
     request_id: RequestId | None = None
     deadline_ms: Annotated[DeadlineMs, Strict()] | None = None
 
@@ -99,6 +110,7 @@ class DecisionRequest(Message):
             complexity=self.complexity,
             champion=accounts.champion.arrays(),
             challenger=accounts.challenger.arrays() if accounts.challenger else None,
+            acting=self.acting,
             request_id=self.request_id or fresh_id(),
             deadline=deadline_in(self.deadline_ms),
         )
@@ -111,6 +123,7 @@ class RawFields(Message):
     complexity: Complexity
     position: Position
     challenger_position: Position | None = Field(default=None, description="of the challenger's own account")
+    acting: Acting | None = None
     request_id: RequestId | None = None
     deadline_ms: DeadlineMs | None = None
 
@@ -147,17 +160,34 @@ class Decision(Message):
     fallback: bool
 
 
+class HandoverTerms(Message):
+    """What trading does with a position whose arm was rolled back; flattening is timed by trading."""
+
+    mode: HandoverMode
+    flatten_after_s: float = Field(description="a reduce_only that is not flat by then is flattened")
+    flatten_before_close_s: float = Field(description="and one that comes this near to the session's close")
+
+
 class DecisionResponse(Decision):
+    account: Literal["champion", "challenger"] = Field(
+        description="the arm on whose account it was decided, also where `role` answers for one that failed"
+    )
     decision_id: str = Field(description="of the decision's record: `hrm replay` decides it again; sorts by time")
     recorded: bool = Field(description="false when the disk refused the record; the decision stands")
     rung: RungName = Field(description="of the ladder: full, or who decided instead while the service could not do so")
     shadow: Decision | None = Field(description="the other arm's decision; no order may follow from it")
+    promoted: bool = Field(
+        default=False, description="the champion is on trial, the other arm is the one before it; nobody is challenger"
+    )
     shadow_missing: Literal["late", "failed", "degraded"] | None = Field(
         description="why the other arm has no decision: not within the inference time limit, the model failed, or the "
         "service is on a lower rung and asks nobody twice"
     )
     shadow_latency_ms: float | None = Field(
         description="the other arm's own time, or of a late one the time it has had so far; null without another arm"
+    )
+    handover: HandoverTerms | None = Field(
+        default=None, description="after a rollback, while `acting` is the challenger and its account is not flat"
     )
 
 
@@ -178,62 +208,19 @@ class OutcomeRequest(Message):
     symbol: Symbol
     champion_bps: Bps
     challenger_bps: Bps
+    day: Annotated[date, Strict()] | None = Field(default=None, description="of the exchange; null: today in India")
+
+    def earned(self) -> Outcome:
+        day = today() if self.day is None else self.day.isoformat()
+        return Outcome(self.symbol, day, self.champion_bps, self.challenger_bps)
 
 
 class OutcomeResponse(Message):
     outcomes: int
     phase: Phase
-
-
-class RolloutRequest(Message):
-    """`version`, when given, must be the current one: nothing changes if somebody else was faster."""
-
-    reason: Text = ""
-    actor: Annotated[str, Field(min_length=1, max_length=64)] = "api"
-    version: int | None = Field(default=None, strict=True, ge=0)
-
-
-class EventsQuery(Message):
-    after: int = Field(default=0, ge=0, le=VERSION_MAX)
-
-
-class StartRequest(RolloutRequest):
-    champion: ModelId
-    challenger: ModelId
-
-
-class RolloutResponse(Message):
-    phase: Phase
-    champion: str | None
-    challenger: str | None
-    fallback: str | None
-    weight: int
-    step: int
-    steps: list[int]
-    epoch: int
-    version: int
-    paused: bool
-    latched: bool
-    durable: bool
-    reason: str
-    statistics: dict[str, Any] = Field(description="the guard's windows by role, the paired performance, memory")
-
-
-class Event(Message):
-    """One change: the state it led to (canonical JSON), and the hash that chains it to the one before."""
-
-    version: int
-    at: float = Field(description="Unix time, s")
-    actor: str
-    command: str
-    reason: str
-    state: str
-    prev_hash: str
-    hash: str
-
-
-class EventsResponse(Message):
-    events: list[Event]
+    durable: bool = Field(
+        default=True, description="false: it counts, and is written when the state database can be written to again"
+    )
 
 
 class LoadedModel(Message):

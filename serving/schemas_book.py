@@ -83,7 +83,7 @@ class InstrumentDecision(Message):
     )
 
 
-class BookResponse(Message):
+class BookDecision(Message):
     """One decision for all instruments, within the limits whatever the model said."""
 
     request_id: str
@@ -101,3 +101,8 @@ class BookResponse(Message):
     model_version: str
     provider: str | None = Field(description="onnxruntime's provider that ran the model; null where none did")
     latency_ms: float
+
+
+class BookResponse(BookDecision):
+    decision_id: str = Field(description="of the decision's record: `hrm replay` decides it again; sorts by time")
+    recorded: bool = Field(description="false when the disk refused the record; the decision stands")

@@ -59,10 +59,18 @@ class InferOutputTensor(Message):
     parameters: dict[str, int] | None = Field(default=None, description="binary_data_size, if it travels binary")
 
 
+class InferResponseParameters(Message):
+    """The protocol's place for what a server adds."""
+
+    decision_id: str = Field(description="of the answer's record: `hrm replay` infers it again; sorts by time")
+    recorded: bool = Field(description="false when the disk refused the record; the answer stands")
+
+
 class InferResponse(Message):
     model_name: str
     model_version: str
     id: str | None = None
+    parameters: InferResponseParameters
     outputs: list[InferOutputTensor]
 
 

@@ -17,7 +17,7 @@ from functools import cached_property, lru_cache
 from typing import Literal, TypeVar
 
 from fastapi.routing import RouteContext, iter_route_contexts
-from starlette.routing import BaseRoute, compile_path
+from starlette.routing import BaseRoute, WebSocketRoute, compile_path
 
 Endpoint = TypeVar("Endpoint", bound=Callable[..., object])
 REMEMBERED_PATHS, LONGEST_REMEMBERED = 1024, 256
@@ -30,7 +30,9 @@ class Scope(StrEnum):
     MODELS_WRITE = "models:write"  # load and unload
     ROLLOUT_READ = "rollout:read"
     ROLLOUT_PROMOTE = "rollout:promote"  # start, promote, pause, resume
-    ROLLOUT_ABORT = "rollout:abort"  # abort, rollback
+    ROLLOUT_APPROVE = "rollout:approve"  # approve, which whoever started may not
+    ROLLOUT_ABORT = "rollout:abort"  # abort, rollback; of trading: kill, resume
+    TRADE_WRITE = "trade:write"  # orders of a person's own
     METRICS_READ = "metrics:read"
     ADMIN = "admin"  # everything
 
@@ -58,10 +60,16 @@ class Unknown(StrEnum):
 
 @dataclass(frozen=True)
 class Access:
-    """What a route asks of its caller. `scope` None: any valid credentials. `local`: none at all on loopback."""
+    """What a route asks of its caller. `scope` None: any valid credentials. `local`: none at all on loopback.
+
+    `ticket`: a websocket, whose endpoint asks for one itself: a browser can send no header with it. `public`: none at
+    all, for bytes that are the same for everybody and hold no data: the form that credentials are typed into.
+    """
 
     scope: Scope | None
     local: bool = False
+    ticket: bool = False
+    public: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,11 +81,14 @@ class Found:
     allow: str = ""  # the methods of a 405
 
 
-def needs(scope: Scope | None, *, local: bool = False) -> Callable[[Endpoint], Endpoint]:
+def needs(
+    scope: Scope | None, *, local: bool = False, ticket: bool = False, public: bool = False
+) -> Callable[[Endpoint], Endpoint]:
     """Declare what an endpoint needs; to stand below the router's decorator. It costs a request nothing."""
 
     def declare(endpoint: Endpoint) -> Endpoint:
-        endpoint.__access__ = Access(scope, local)  # type: ignore[attr-defined] # of a function, which takes any
+        access = Access(scope, local, ticket, public)
+        endpoint.__access__ = access  # type: ignore[attr-defined] # of a function, which takes any
         return endpoint
 
     return declare
@@ -97,7 +108,14 @@ class Directory:
         return [
             (_pattern(route), frozenset(route.methods or ()), getattr(route.endpoint, "__access__", None))
             for route in iter_route_contexts(self._routes)
+            if not isinstance(route.original_route, WebSocketRoute)
         ]
+
+    @cached_property
+    def sockets(self) -> list[re.Pattern[str]]:
+        """Of the websockets that may be opened: those that ask for a ticket."""
+        found = (each for each in iter_route_contexts(self._routes) if isinstance(each.original_route, WebSocketRoute))
+        return [compile_path(each.path or "")[0] for each in found if _asks_for_ticket(each)]
 
     def find(self, method: str, path: str) -> Found:
         """A long path is nobody's but an attacker's: it is not kept."""
@@ -112,6 +130,11 @@ class Directory:
                 return Found(200, access) if access else Found(403)
             allowed |= methods
         return Found(405, allow=", ".join(sorted(allowed))) if allowed else Found(404)
+
+
+def _asks_for_ticket(route: RouteContext) -> bool:
+    access: Access | None = getattr(route.endpoint, "__access__", None)
+    return access is not None and access.ticket
 
 
 def _pattern(route: RouteContext) -> re.Pattern[str]:

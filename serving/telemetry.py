@@ -1,7 +1,8 @@
 """Prometheus metrics of one service. Base units; labels bounded by what is loaded, never a symbol or a request.
 
 Processes that serve one port share a folder (prometheus_client's multiprocess mode): each writes files of its own and
-whichever is scraped answers for all. Without a folder, as in a test, a service counts in a registry of its own.
+whichever is scraped answers for all. Without a folder, as a single process, a service counts in a registry of its own,
+and forgets versions that left it long ago: each has some 200 series. Files cannot forget (prometheus_client).
 
 A file's place on the disk is taken before anything is written: a full disk must not end a process that only counts.
 """
@@ -16,20 +17,23 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess, values
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, multiprocess, values
 
 from core.errors import ConfigError
+from delivery.losses import Ledger
+from delivery.routing import Role
+from delivery.transitions import Phase, RolloutState
 from serving.batcher import Batcher, Run
+from serving.exposition import FOLDER_VARIABLE, Exposition
 from serving.ladder import Rung, Transition
-from serving.transitions import Phase, RolloutState
 
 SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 1.0)
 SEGMENT_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64)
 ROWS_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 MODEL = ("model", "version")
+GONE_KEPT = 4  # versions that were unloaded: a scraper sees the end of their counts
 ARM = (*MODEL, "role")
 
-FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 FILES = ("counter", "histogram", "gauge_liveall", "gauge_livemax", "gauge_livemostrecent", "gauge_livesum")
 FILE_BYTES = 1 << 19  # room for the metrics of some fifty models
 
@@ -81,6 +85,7 @@ class _Arm:
 class Telemetry:
     def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()
+        self.exposition = Exposition(registry)
 
         def counter(name: str, what: str, labels: tuple[str, ...] = ()) -> Counter:
             return Counter(name, what, labels, registry=registry)
@@ -120,17 +125,39 @@ class Telemetry:
         self.weight = gauge("hrm_rollout_weight_ratio", "Symbols of the challenger", of_workers="livemostrecent")
         self.epoch = gauge("hrm_rollout_epoch", "Grows when who decides changes", of_workers="livemostrecent")
         self.phase = gauge("hrm_rollout_phase", "1 for the current phase", ("phase",), of_workers="livemostrecent")
+        self.paused = gauge("hrm_rollout_paused", "1 while it waits for a resume", of_workers="livemostrecent")
         self.state_age = gauge(
             "hrm_rollout_state_age_seconds", "Since the durable state was last read", of_workers="livemax"
         )
+        self.losses = {
+            name: gauge(f"hrm_{name}_ratio", f"{what}, mean over symbols", ("arm",), of_workers="livemostrecent")
+            for name, what in (
+                ("equity", "Earned since the rollout began"),
+                ("drawdown", "Below the highest equity"),
+                ("daily_loss", "Lost on the latest day"),
+            )
+        }
+        self.measurements = counter("hrm_analysis_measurement_total", "What the controller found", ("metric", "phase"))
+        self.looks = counter("hrm_controller_looks_total", "Looks of the controller at a rollout that went through")
         self.alert = gauge("hrm_alert_active", "1 while a warning level is passed", ("alert",), of_workers="livemax")
         self.resident = gauge("process_resident_memory_bytes", "Resident set", of_workers="liveall")
+        self.outbox_pending = gauge(
+            "hrm_outbox_pending", "Rollbacks that Prefect has not been told of", of_workers="livemax"
+        )
+        self.outbox_oldest = gauge(
+            "hrm_outbox_oldest_seconds", "Since the first rollback that Prefect does not know of", of_workers="livemax"
+        )
         self.lines_dropped = counter("hrm_log_lines_dropped_total", "Log lines that nobody was there to read")
         # Caches of this object's own, so that two services of one process count apart.
         self._arm = cache(self._make_arm)
         self._answered = cache(self._make_answered)
         self._recorded = {True: self.records.labels("recorded"), False: self.records.labels("failed")}
+        self._of_models: tuple[Counter | Histogram | Gauge, ...] = (
+            *(self.requests, self.errors, self.shed, self.deadlines, self.cache_hits),
+            *(self.duration, self.queue, self.segments, self.batch_rows, self.pending),
+        )
         self._watched: set[str] = set()
+        self._gone: list[str] = []  # oldest first
         self._lines_dropped = 0
 
     def ran(self, run: Run, role: str) -> None:
@@ -153,6 +180,10 @@ class Telemetry:
     def answered(self, model_id: str, role: str, *, fallback: bool) -> None:
         self._answered(model_id, role, fallback).inc()
 
+    def measured(self, metric: str, phase: str) -> None:
+        """Of an analysis; both are bounded: by the plans, and by what a measurement can come to."""
+        self.measurements.labels(metric, phase).inc()
+
     def refused(self, code: str) -> None:
         """Count a request that was refused at the door; `code` is the problem's."""
         self.refusals.labels(code).inc()
@@ -171,8 +202,16 @@ class Telemetry:
     def rollout(self, state: RolloutState) -> None:
         self.weight.set(state.weight / 100)
         self.epoch.set(state.epoch)
+        self.paused.set(float(state.paused))
         for phase in Phase:
             self.phase.labels(phase).set(float(phase is state.phase))
+
+    def lost(self, ledger: Ledger) -> None:
+        """What each arm of the rollout has earned and lost so far, as a ratio of its capital."""
+        roles: tuple[Role, Role] = ("champion", "challenger")
+        for role in roles:
+            for name, bps in ledger.of_book(role).items():
+                self.losses[name.removesuffix("_bps")].labels(role).set(bps / 1e4)
 
     def watched(self, models: Mapping[str, Batcher], lines_dropped: int) -> None:
         """What is looked at now and then: every loaded model's queue, and the log's lost lines, ever."""
@@ -183,20 +222,26 @@ class Telemetry:
         }
         for model_id, count in pending.items():
             self.pending.labels(*model_id.split("/")).set(count)
+        self._gone = [name for name in self._gone if name not in models] + sorted(self._watched - set(models))
         self._watched = set(models)
+        while len(self._gone) > GONE_KEPT and FOLDER_VARIABLE not in os.environ:
+            self._forget(self._gone.pop(0))
+
+    def untold(self, count: int, oldest_s: float) -> None:
+        """Rollbacks that wait in the outbox of this process."""
+        self.outbox_pending.set(count)
+        self.outbox_oldest.set(oldest_s)
 
     def alerts(self, active: dict[str, bool]) -> None:
         for name, on in active.items():
             self.alert.labels(name).set(float(on))
 
-    def exposition(self) -> bytes:
-        """Of all processes that share this one's folder. Reads files: not for the event loop."""
-        folder = os.environ.get(FOLDER_VARIABLE)
-        if folder is None:
-            return generate_latest(self.registry)
-        everybody = CollectorRegistry()
-        multiprocess.MultiProcessCollector(everybody, folder)  # type: ignore[no-untyped-call]  # the library's
-        return generate_latest(everybody)
+    def _forget(self, model_id: str) -> None:
+        labels = dict(zip(MODEL, model_id.split("/"), strict=True))
+        for metric in self._of_models:
+            metric.remove_by_labels(labels)
+        self._arm.cache_clear()
+        self._answered.cache_clear()
 
     def _make_arm(self, model_id: str, role: str) -> _Arm:
         labels = (*model_id.split("/"), role)

@@ -36,6 +36,7 @@ def from_raw(body: bytes, fields: RawFields, schema: ObservationSchema) -> Quest
         challenger=None if own is None else Account(numbers[W * F + A :], own),
         request_id=fields.request_id or fresh_id(),
         deadline=deadline_in(fields.deadline_ms),
+        acting=fields.acting,
     )
 
 
@@ -51,6 +52,8 @@ def to_raw(question: Question) -> tuple[bytes, dict[str, str]]:
     if question.challenger is not None:
         said["challenger_position"] = question.challenger.position
         arrays.append(question.challenger.features)
+    if question.acting is not None:
+        said["acting"] = question.acting
     left = left_ms(question)
     if left is not None:
         said["deadline_ms"] = left

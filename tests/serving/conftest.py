@@ -11,6 +11,15 @@ from tiny_models import publish_all, settings_in
 
 from core.settings import Settings
 from flows.service_process import ServiceProcess, service_process
+from serving import records
+
+
+@pytest.fixture(autouse=True)
+def a_disk_that_may_be_slow() -> Iterator[None]:
+    """What becomes of records where it is too slow has a test of its own; elsewhere a busy machine changes nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(records, "SLOW_S", 10.0)
+        yield
 
 
 @pytest.fixture

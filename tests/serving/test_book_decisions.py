@@ -248,7 +248,7 @@ def test_every_decision_on_a_book_is_logged_with_its_targets(settings: Settings)
         line = next(line for line in lines if line["event"] == "book_decision")
         assert (line["request_id"], line["model"], line["feasible_by"]) == ("r-1", "book/v1", "model")
         assert line["targets"] == {"RELIANCE": 1, "INFY": -1, "TCS": 1, "HDFC": -1}
-        assert b'role="book"' in service.telemetry.exposition()
+        assert b'role="book"' in service.telemetry.exposition.text()
 
     serve(settings, story)
 

@@ -18,6 +18,7 @@ from tiny_models import settings_in
 from core.observation import BookSchema
 from flows.drill_models import publish_policy
 from flows.service_process import ServiceProcess, service_process
+from serving.audit import find
 from serving.keys import create
 from serving.scopes import Scope
 
@@ -47,7 +48,7 @@ def body(mus: list[float], *arguments: Any, **more: Any) -> dict[str, Any]:
     return request(mus, *arguments, **more).model_dump(mode="json")
 
 
-def test_a_book_is_decided_over_http_in_the_order_it_was_asked_in(http: httpx.Client) -> None:
+def test_a_book_is_decided_over_http_in_the_order_it_was_asked_in(books: ServiceProcess, http: httpx.Client) -> None:
     asked = body([1.0, -1.0, 0.5, -2.0], [0, 1, 1, -1], depth=2, request_id="r-1")
     straight = http.post(URL, json=asked)
     assert straight.status_code == 200, straight.text
@@ -57,6 +58,9 @@ def test_a_book_is_decided_over_http_in_the_order_it_was_asked_in(http: httpx.Cl
     assert turned["decisions"] == answer["decisions"][::-1]
     assert (answer["request_id"], answer["segments"], answer["feasible_by"]) == ("r-1", 2, "model")
     assert answer["feasible"] is True
+    assert answer["recorded"] is True
+    kept = find(books.log.parent / "decisions", answer["decision_id"]).facts
+    assert (kept.kind, kept.request_id, kept.latency_ms) == ("book", "r-1", answer["latency_ms"])
 
 
 def test_limits_are_kept_whatever_the_model_says(http: httpx.Client) -> None:

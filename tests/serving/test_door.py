@@ -51,7 +51,7 @@ class Running:
         return httpx.request(method, self.url + path, headers=headers, trust_env=False, timeout=20)
 
     def until(self, credentials: str, wanted: Callable[[int], bool]) -> None:
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while not wanted(self.ask("GET", "/docs", credentials).status_code):
             assert time.monotonic() < deadline, "the service did not notice"
             time.sleep(0.05)

@@ -35,6 +35,7 @@ DECISION = json_of(
     accounts={"champion": {"features": [0.0] * len(SCHEMA.account_features), "position": 0}},
 )
 TYPE = b"Content-Type: application/json"
+HEARD = 409  # by the rollout itself: there is nothing to abort
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +86,7 @@ def test_nothing_uses_up_what_an_abort_is_allowed(strict: ServiceProcess, keys: 
     while get(strict.url, "/v1/models", keys[2]).status != 429:
         pass
     for _ in range(int(RATES.aborts_per_s * BURST_S)):
-        assert post(strict.url, "/v1/rollout/abort", keys[2]).status == 200
+        assert post(strict.url, "/v1/rollout/abort", keys[2]).status == HEARD
 
 
 @contextmanager
@@ -130,11 +131,11 @@ def sent_by(address: str) -> bytes:
 def test_a_flood_of_bad_credentials_shuts_out_no_key(flooded: str, settings: Settings, local: str) -> None:
     far = sent_by("203.0.113.7")
     key = create(settings.paths.state_dir, "ops", (Scope.ROLLOUT_ABORT,))[1]
-    deadline = time.monotonic() + 5
-    while (answer := post(flooded, "/v1/rollout/abort", key, b"", far)).status != 200:
+    deadline = time.monotonic() + 30
+    while (answer := post(flooded, "/v1/rollout/abort", key, b"", far)).status != HEARD:
         assert (answer.status, time.monotonic() < deadline) == (429, True)
         time.sleep(0.05)
-    assert post(flooded, "/v1/rollout/abort", local, b"", far).status == 200
+    assert post(flooded, "/v1/rollout/abort", local, b"", far).status == HEARD
 
 
 def test_a_flood_of_tokens_costs_no_signatures(flooded: str) -> None:
@@ -222,9 +223,16 @@ def test_a_client_that_leaves_in_the_middle_harms_nobody(patient: str, local: st
 COMMAND = b'{"reason": "test"}'
 
 
-@pytest.mark.parametrize("path", ["/v1/rollout/abort", "/v1/rollout/start", "/v1/rollout/promote"])
-def test_only_decisions_may_be_large(patient: str, local: str, path: str) -> None:
-    before, padding = version(patient, local), b" " * door.SMALL_BODY_BYTES
+@pytest.mark.parametrize(
+    ("path", "limit_bytes"),
+    [
+        ("/v1/rollout/abort", door.SMALL_BODY_BYTES),
+        ("/v1/rollout/start", door.PLAN_BODY_BYTES),
+        ("/v1/rollout/promote", door.PLAN_BODY_BYTES),
+    ],
+)
+def test_only_decisions_may_be_large(patient: str, local: str, path: str, limit_bytes: int) -> None:
+    before, padding = version(patient, local), b" " * limit_bytes
     declared = post(patient, path, local, COMMAND + padding)
     assert (declared.status, declared.code) == (413, "body_too_large")
     body = chunked(COMMAND, padding)

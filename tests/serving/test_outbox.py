@@ -5,27 +5,29 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import httpx
 import pytest
 import structlog
 from live_prefect import LIMIT_S, Prefect, call, decide, let_the_guard_roll_back, until
 from tiny_models import publish_all, settings_in
 
 from core.settings import Rollout, Settings
+from delivery.store import RolloutStore
+from delivery.transitions import Change, Command
 from flows.drill_models import FAULT_LEVEL
 from flows.service_process import ServiceProcess, service_process
 from serving import outbox
 from serving.outbox import BREACH, SUPERSEDED, Outbox, PrefectApi, prefect_api
-from serving.rollout import RolloutStore
-from serving.transitions import Change, Command
 
 # A real Prefect server and the real service.
 
@@ -35,6 +37,7 @@ class Story:
     """What was seen at each stage of the life of a service whose Prefect server comes and goes."""
 
     log_in_outage: str = ""
+    untold: list[tuple[float, float]] = field(default_factory=list)  # in the outage, and after it
     rolled_back: dict[str, Any] = field(default_factory=dict)
     decision_in_outage: dict[str, Any] = field(default_factory=dict)
     after_outage: list[dict[str, Any]] = field(default_factory=list)
@@ -59,6 +62,8 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
         with server.running():
             until(lambda: bool(server.events()))
             until(lambda: cursor_in(folder) == told.rolled_back["version"])
+            until(lambda: untold(service)[0] == 0)
+            told.untold.append(untold(service))
             told.after_outage = server.events()
             service.process.terminate()
             service.process.wait(15)
@@ -77,6 +82,13 @@ def cursor_in(folder: Path) -> int | None:
     return version
 
 
+def untold(service: ServiceProcess) -> tuple[float, float]:
+    """As Prometheus reads it: how many, and since how many seconds."""
+    text = httpx.get(f"{service.url}/metrics", trust_env=False, timeout=20).text
+    values = dict(line.split() for line in text.splitlines() if line.startswith("hrm_outbox_"))
+    return float(values["hrm_outbox_pending"]), float(values["hrm_outbox_oldest_seconds"])
+
+
 def _without_prefect(settings: Settings) -> None:
     with service_process(settings, champion="ppo/v1") as service:
         call(service, "/v1/rollout/start", champion="ppo/v1", challenger="hrm/v1")
@@ -88,6 +100,8 @@ def _without_prefect(settings: Settings) -> None:
 def _in_outage(service: ServiceProcess, told: Story) -> None:
     told.rolled_back = let_the_guard_roll_back(service)
     until(lambda: "rollback_not_told" in service.log.read_text())
+    until(lambda: untold(service)[0] > 0)
+    told.untold.append(untold(service))
     told.decision_in_outage = decide(service, FAULT_LEVEL + 1)
     told.log_in_outage = service.log.read_text()
 
@@ -117,6 +131,13 @@ def test_without_a_server_the_guard_rolls_back_and_the_champion_answers(story: S
     assert story.log_in_outage.count("rollback_not_told") == 1
 
 
+def test_prometheus_hears_of_what_prefect_does_not(story: Story) -> None:
+    (pending, oldest_s), after = story.untold
+    assert pending == 1
+    assert 0 < oldest_s < 600
+    assert after == (0.0, 0.0)
+
+
 def test_after_the_outage_the_breach_arrives_as_the_automation_expects_it(story: Story) -> None:
     (event,) = story.after_outage  # and not the abort of the time before the outbox
     assert event["event"] == BREACH
@@ -136,8 +157,8 @@ def test_after_the_outage_the_breach_arrives_as_the_automation_expects_it(story:
 def test_after_a_restart_only_what_is_new_is_told(story: Story) -> None:
     first, second = story.after_restart
     assert first == story.after_outage[0]
-    assert (second["event"], second["payload"]["reason"]) == (BREACH, "second thoughts")
-    assert second["payload"]["actor"] == "anna"
+    assert (second["event"], second["payload"]["reason"]) == (BREACH, "second thoughts (for anna)")
+    assert second["payload"]["actor"] == "local"
     assert second["resource"] == first["resource"]
     assert story.posts_after_restart == 2
 
@@ -255,6 +276,43 @@ def test_a_refused_event_is_sent_again_as_the_same_one_and_holds_back_the_next(
     assert [text.split(": ")[1] for text in warnings] == ["HTTP 503", "HTTP 401"]  # once for each kind of trouble
 
 
+def test_what_is_untold_is_counted_with_the_age_of_the_oldest_until_it_is_told(
+    store: RolloutStore, tmp_path: Path
+) -> None:
+    with receiver(*[503] * 100_000) as server:
+        box = Outbox(server.api, store, tmp_path / "outbox.json")
+        assert (box.untold.count, box.untold.oldest_s(time.time())) == (0, 0.0)
+        roll_back(store, "hrm/v1")
+        roll_back(store, "hrm/v2")
+        first, second = (event.at for event in store.events(0) if event.command == Command.ROLLBACK)
+        ship(box, lambda: box.untold.count == 2)
+        assert box.untold.since == first <= second
+        assert box.untold.oldest_s(first + 7) == 7
+        assert box.untold.oldest_s(first - 7) == 0  # the clock was set back
+        server.answers[:] = [204, 503]
+        box = Outbox(server.api, store, tmp_path / "outbox.json")
+        ship(box, lambda: len(server.accepted) == 2 and box.untold.count == 0)
+    assert [status for status, _, _ in server.got[-3:]] == [204, 503, 204]
+
+
+def test_an_event_that_cannot_be_read_is_trouble_like_any_other(store: RolloutStore, tmp_path: Path) -> None:
+    with receiver() as server, structlog.testing.capture_logs() as lines:
+        box = Outbox(server.api, store, tmp_path / "outbox.json")
+        roll_back(store, "hrm/v1")
+        as_it_was = store.events(0)[-1]
+        write_state(tmp_path, as_it_was.version, "{}")  # by hand, or by a release that nobody knows
+        ship(box, lambda: box.untold.count == 1 and bool(lines))
+        write_state(tmp_path, as_it_was.version, as_it_was.state)
+        box = Outbox(server.api, store, tmp_path / "outbox.json")
+        ship(box, lambda: len(server.accepted) == 1)
+    assert lines[0]["event"] == "rollback_not_told"
+
+
+def write_state(folder: Path, version: int, state: str) -> None:
+    with closing(sqlite3.connect(folder / "rollout.db")) as database, database:
+        database.execute("UPDATE event SET state = ? WHERE version = ?", (state, version))
+
+
 def test_a_breach_that_a_new_rollout_has_overtaken_starts_no_rollback_of_that(
     store: RolloutStore, tmp_path: Path
 ) -> None:
@@ -349,3 +407,36 @@ def test_of_two_processes_one_tells_and_the_other_goes_on_when_it_has_ended(
     with receiver() as server:
         asyncio.run(run(server))
     assert reasons(server) == ["hrm/v1", "hrm/v2"]  # each once, and the second not again from the start
+
+
+def test_a_database_that_is_away_when_its_turn_comes_is_waited_for(
+    store: RolloutStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "LOCK_RETRY_S", 0.05)
+    file = tmp_path / "outbox.json"
+
+    async def until_true(condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + LIMIT_S
+        while not condition():
+            assert time.monotonic() < deadline, "waited in vain"
+            await asyncio.sleep(0.01)
+
+    async def run(server: Receiver, lines: Any) -> None:
+        first, second = (Outbox(server.api, store, file) for _ in range(2))
+        telling = asyncio.create_task(first.run())
+        await until_true(file.exists)
+        waiting = asyncio.create_task(second.run())
+        with closing(sqlite3.connect(tmp_path / "rollout.db")) as database:
+            database.execute("ALTER TABLE event RENAME TO away")
+            telling.cancel()
+            await until_true(lambda: bool(lines))
+            database.execute("ALTER TABLE away RENAME TO event")
+        roll_back(store, "hrm/v1")
+        second.wake()
+        await until_true(lambda: bool(server.accepted))
+        waiting.cancel()
+        await asyncio.gather(telling, waiting, return_exceptions=True)
+
+    with receiver() as server, structlog.testing.capture_logs() as lines:
+        asyncio.run(run(server, lines))
+    assert lines[0]["event"] == "rollback_not_told" and reasons(server) == ["hrm/v1"]

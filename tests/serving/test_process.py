@@ -13,7 +13,7 @@ import pytest
 from core.errors import ConfigError
 from core.settings import Settings
 from flows.service_process import ServiceProcess, service_process
-from serving.auth import read_or_create_token
+from serving.local_token import read_or_create_token
 
 ROOT = Path(__file__).parent.parent.parent
 FORBIDDEN = ("torch", "pandas", "prefect", "gymnasium", "trading", "hrm", "baselines")

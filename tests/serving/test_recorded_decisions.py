@@ -31,10 +31,11 @@ from serving.engine import load_engine
 from serving.health import health
 from serving.ladder import Rung
 from serving.question import Account, Question
-from serving.records import Record
-from serving.replay import Decided, Replayed, replay
+from serving.record_format import Record
+from serving.replay import Replayed, replay
 from serving.schemas import DecisionResponse
 from serving.service import Service
+from serving.watch import warnings
 
 POISONED = POISON.bars
 
@@ -104,7 +105,7 @@ def test_whatever_company_and_conditions_a_record_replays_to_the_same_decision(
     publish_policy(folder / "models", "ppo/v1", "not_finite")
     publish_hrm(folder / "models", "hrm/v1")
     settings = settings_in(
-        folder, rollout={"steps": [50, 100]}, triggers={"min_samples": 10**6}, records={"min_free_gb": 0}
+        folder, rollout={"steps": [50, 100]}, triggers={"latency_ms": 1e6}, records={"min_free_gb": 0}
     )
     answers: list[DecisionResponse] = []
 
@@ -153,7 +154,7 @@ def test_each_rung_asks_whom_it_should_and_says_so(settings: Settings) -> None:
             answer = await decide(service, asked)
             told[rung] = (answer.rung, answer.model, answer.segments, answer.halt_reason, answer.action_name)
             assert answer.fallback == (rung >= Rung.PPO)
-        assert service.warnings() == ["degraded"]
+        assert warnings(service) == ["degraded"]
 
     serve(settings, story)
     assert told[Rung.FULL][:4] == ("full", "hrm", 6, "max_segments_reached")
@@ -214,7 +215,7 @@ def test_a_model_that_fails_leads_down_to_the_rule_and_probes_lead_back(
         assert service.ladder.rung is Rung.RULE
         await keep_asking(service, lambda: healthy, Rung.FULL)
         assert (await decide(service, healthy)).model == "nan"
-        exposed = service.telemetry.exposition().decode()
+        exposed = service.telemetry.exposition.text().decode()
         assert 'hrm_ladder_transitions_total{from="full",to="rule"} 1.0' in exposed
         assert 'hrm_ladder_transitions_total{from="rule",to="full"} 1.0' in exposed
         assert 'hrm_ladder_rung{rung="full"} 1.0' in exposed
@@ -256,7 +257,7 @@ def test_a_disk_that_refuses_costs_the_record_and_is_told(settings: Settings) ->
         told = await health(service)
         assert "unrecorded" in told["warnings"]  # type: ignore[operator]
         assert str(in_the_way) in told["records"]["problem"]  # type: ignore[index]
-        assert 'hrm_decision_records_total{outcome="failed"} 1.0' in service.telemetry.exposition().decode()
+        assert 'hrm_decision_records_total{outcome="failed"} 1.0' in service.telemetry.exposition.text().decode()
         in_the_way.unlink()
 
         async def recovered() -> bool:
@@ -302,7 +303,7 @@ def test_a_record_that_was_altered_does_not_replay(settings: Settings) -> None:
         altered = Record(record.facts.model_copy(update={"answer": kept}), record.arrays)
         (result,) = replayed(settings, [altered])
         assert result.verdict == "differs"
-        assert result.again == Decided(0, 1.0, 1)
+        assert result.again == {"action": 0, "quantity": 1.0, "segments": 1}
 
 
 @pytest.mark.parametrize(("share", "verdict"), [(1.0, "same"), (1.005, "rounding"), (1.02, "differs")])

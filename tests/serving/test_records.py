@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,8 +27,22 @@ from structlog.testing import capture_logs
 from core.errors import DataError
 from core.settings import Records as RecordsSettings
 from serving import records as module
-from serving.audit import between, find, find_request, read
-from serving.records import ARCHIVE, MAGIC, RETRY_S, Answer, Facts, Record, Records, Turns, encode, file_name
+from serving.audit import between, find, find_request, of_ids, read
+from serving.record_format import (
+    FRAME,
+    LENGTH,
+    MAGIC,
+    Answer,
+    BookAnswer,
+    BookFacts,
+    DecisionFacts,
+    InferenceAnswer,
+    InferenceFacts,
+    Record,
+    encode,
+    file_name,
+)
+from serving.records import ARCHIVE, RETRY_S, Records, Turns
 
 SETTINGS = RecordsSettings(retention_days=2, min_free_gb=0.0)
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC).timestamp()
@@ -65,7 +80,7 @@ def answer(**changes: Any) -> Answer:
 
 def record(writer: Records, **changes: Any) -> Record:
     decision_id, at = writer.new_id()
-    usual = Facts(
+    usual = DecisionFacts(
         decision_id=decision_id,
         at=at,
         request_id="r",
@@ -91,8 +106,10 @@ def written(writer: Records, n: int = 1, **changes: Any) -> list[Record]:
 
 
 def same(one: Record, other: Record) -> bool:
-    names = list(one.arrays) == list(other.arrays)
-    return one.facts == other.facts and names and all(map(np.array_equal, one.arrays.values(), other.arrays.values()))
+    def bits(record: Record) -> list[tuple[str, str, tuple[int, ...], bytes]]:
+        return [(name, array.dtype.str, array.shape, array.tobytes()) for name, array in record.arrays.items()]
+
+    return one.facts == other.facts and bits(one) == bits(other)
 
 
 @pytest.fixture
@@ -175,6 +192,19 @@ def test_a_range_of_time_merges_the_processes_and_the_archive(tmp_path: Path, cl
         writer.close()
 
 
+def test_decisions_are_found_by_their_ids_whenever_they_were_made(tmp_path: Path, clock: Clock) -> None:
+    writer = Records(tmp_path, SETTINGS, clock)
+    made = []
+    for _ in range(4):
+        made += written(writer, 3)
+        clock.now += DAY_S
+    writer.close()
+    wanted = {each.facts.decision_id for each in made[::2]}
+    unknown = {"../../etc/passwd", "d1", "20261120T120000000-aaaaaaaa-00000000"}
+    assert {each.facts.decision_id for each in of_ids(tmp_path, wanted | unknown)} == wanted
+    assert list(of_ids(tmp_path / "nowhere", wanted)) == []
+
+
 @pytest.mark.parametrize("unknown", ["../../etc/passwd", "20261120T120000000-aaaaaaaa-00000000", "", "x\n"])
 def test_an_id_that_no_record_has_is_an_error_that_says_what_may_be_the_matter(folder: Path, unknown: str) -> None:
     with pytest.raises(DataError, match="decision"):
@@ -220,13 +250,112 @@ def test_bytes_that_look_like_a_frame_inside_of_one_are_not_taken_for_it(writer:
 
 
 def test_a_record_of_another_version_is_an_error_not_a_guess(folder: Path) -> None:
-    header = json.dumps({"format": 2}).encode()
-    body = module.LENGTH.pack(len(header)) + header
-    folder.mkdir()
+    known = json.loads(OLD_HEADER)
+    for header in ({"format": 3}, known | {"format": 3}, known | {"facts": []}, known | {"dtypes": {"bars": "<c8"}}):
+        with pytest.raises(DataError, match="version that wrote it"):
+            list(read(framed(folder, json.dumps(header).encode())))
+    for kind in ("prophecy", None, [], "book"):  # the facts are a decision's
+        facts = known["facts"] | {"kind": kind}
+        with pytest.raises(DataError, match="version that wrote it"):
+            list(read(framed(folder, json.dumps(known | {"facts": facts}).encode())))
+
+
+# As it was written before books and inferences were on record, to the letter.
+OLD_HEADER = (
+    b'{"format":1,"shapes":{"bars":[2,2],"account":[3]},"facts":{"decision_id":"20261120T120000000-aaaaaaaa-00000000",'
+    b'"at":1795176000.0,"request_id":"r","symbol":"A","complexity":0.3,"epoch":3,"rung":"full","deadline_ms":null,'
+    b'"latency_ms":1.25,"fallback":false,"errors":{},"trace_id":null,"answer":{"role":"champion","model":"hrm/v1",'
+    b'"manifest_sha256":"a","onnx_sha256":"b","provider":"CPUExecutionProvider","storage":"fp32","position":-1,'
+    b'"segment_cap":null,"action":3,"quantity":0.30000000000000004,"probabilities":[0.0,0.5,0.0,0.5,0.0],"value":-1.5,'
+    b'"segments":2,"halt_reason":"q_learning_decision"},"shadow":null}}'
+)
+
+
+def framed(folder: Path, header: bytes, arrays: bytes = bytes(28)) -> Path:
+    folder.mkdir(exist_ok=True)
     file = folder / "20261120-aaaaaaaa.records"
-    file.write_bytes(module.FRAME.pack(MAGIC, len(body), module.zlib.crc32(body)) + body)
-    with pytest.raises(DataError, match="version that wrote it"):
-        list(read(file))
+    body = LENGTH.pack(len(header)) + header + arrays
+    file.write_bytes(FRAME.pack(MAGIC, len(body), zlib.crc32(body)) + body)
+    return file
+
+
+def test_a_record_of_the_first_format_is_read_as_the_decision_it_is(folder: Path) -> None:
+    arrays = np.arange(7, dtype="<f4")
+    framed(folder, OLD_HEADER, arrays.tobytes())
+    found = find(folder, "20261120T120000000-aaaaaaaa-00000000")
+    assert isinstance(found.facts, DecisionFacts)
+    assert (found.facts.kind, found.facts.answer.quantity, found.facts.answer.model) == (
+        "decision",
+        0.1 + 0.2,
+        "hrm/v1",
+    )
+    assert found.arrays["bars"].tolist() == [[0, 1], [2, 3]]
+    assert found.arrays["account"].tolist() == [4, 5, 6]
+
+
+def book(writer: Records) -> Record:
+    decision_id, at = writer.new_id()
+    origin = answer().model_dump(include={"model", "manifest_sha256", "onnx_sha256", "provider", "storage"})
+    kept = BookAnswer(
+        **origin, action=(2, 4), target=(1, 0), utility=-0.0, feasible_by="model", segments=3, halt_reason="x"
+    )
+    facts = BookFacts(
+        decision_id=decision_id, at=at, request_id="r", book_id="desk", symbols=("A", "B"), errors={},
+        deadline_ms=4.0, latency_ms=1.0, answer=kept,
+    )  # fmt: skip
+    rng = np.random.default_rng(next(numbers))
+    arrays = {"instruments": rng.normal(size=(2, 6)).astype(np.float32), "limits": np.ones(2, np.float32)}
+    return Record(facts, arrays | {"probabilities": rng.random((2, 5))})
+
+
+def inference(writer: Records) -> Record:
+    decision_id, at = writer.new_id()
+    origin = answer().model_dump(include={"model", "manifest_sha256", "onnx_sha256", "provider", "storage"})
+    facts = InferenceFacts(
+        decision_id=decision_id, at=at, request_id=None, outputs=("action",), deadline_ms=None, latency_ms=1.0,
+        answer=InferenceAnswer(**origin, halt_reason=("x", "y")),
+    )  # fmt: skip
+    arrays = {"bars": np.ones((2, 3, 1), np.float32), "position": np.array([-(2**62), 2**62]), "value": np.full(2, 0.1)}
+    return Record(facts, arrays)
+
+
+def test_kinds_share_a_file_and_are_read_as_what_they_are_bit_for_bit(writer: Records, folder: Path) -> None:
+    made = [book(writer), *written(writer), inference(writer), book(writer)]
+    del made[1]
+    assert all(writer.write(each) for each in made)
+    read_back = list(read(file_of(folder)))
+    assert [each.facts.kind for each in read_back] == ["decision", "book", "inference", "book"]
+    assert all(same(one, other) for one, other in zip(read_back[1:], made, strict=True))
+    assert str(read_back[1].facts.answer.utility) == "-0.0"  # type: ignore[union-attr]  # a book's
+    assert [each.facts.kind for each in find_request(folder, "r")] == ["book", "decision", "book"]
+
+
+def test_an_array_no_reader_would_know_is_refused_before_it_is_written(writer: Records, folder: Path) -> None:
+    made = inference(writer)
+    for array in (np.ones(2, np.int32), np.array(["text"]), np.ones(2, np.float16), np.array([None])):
+        with pytest.raises(TypeError, match="float32, float64 and int64"):
+            writer.write(Record(made.facts, {"bars": array}))
+    assert not folder.exists()
+
+
+def test_arrays_of_any_order_and_layout_are_read_back_as_numbers(writer: Records, folder: Path) -> None:
+    made = inference(writer)
+    numbers = np.arange(6.0).reshape(2, 3)
+    odd = {"bars": numbers.astype(">f4").T, "value": numbers.astype(">f8")[:, ::2], "position": np.array(7, ">i8")}
+    assert writer.write(Record(made.facts, odd))
+    found = find(folder, made.facts.decision_id)
+    assert all(np.array_equal(found.arrays[name], array) for name, array in odd.items())
+    assert [array.dtype.str for array in found.arrays.values()] == ["<f4", "<f8", "<i8"]
+
+
+def test_zeros_after_the_first_bytes_of_a_frame_are_no_record(writer: Records, folder: Path) -> None:
+    """What a loss of power leaves of a page that never reached the disk: a length and a checksum that agree."""
+    whole = written(writer)
+    file = file_of(folder)
+    file.write_bytes(MAGIC + bytes(4096) + file.read_bytes())
+    with capture_logs() as logs:
+        assert [each.facts for each in read(file)] == [each.facts for each in whole]
+    assert logs[0]["event"] == "records_damaged"
 
 
 def test_an_empty_file_holds_nothing(folder: Path) -> None:

@@ -25,7 +25,7 @@ LIMIT_MB = 0.1
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
     folder = tmp_path_factory.mktemp("service")
     publish_all(folder / "models")
-    settings = settings_in(folder, performance={"model_size_limit_mb": LIMIT_MB})
+    settings = settings_in(folder, performance={"model_size_limit_mb": LIMIT_MB}, rollout={"cool_down_s": 0.0})
     with service_process(settings, champion="ppo/v1") as process:
         yield process
 
@@ -180,7 +180,45 @@ def test_a_model_that_is_not_what_it_says_is_refused_and_the_champion_decides_on
             refused = http.post(path, json=body)
             assert (refused.status_code, refused.json()["code"]) == (409, code)
             assert "bad/v1" in refused.json()["detail"]
-        assert http.get("/v1/rollout").json() == before | {"statistics": http.get("/v1/rollout").json()["statistics"]}
+        after = http.get("/v1/rollout").json()
+        assert after | {"statistics": None} == before | {"statistics": None}  # memory is looked at all the time
         answer = http.post("/v1/decisions", json=DECISION).json()
         assert (answer["model"], answer["role"], answer["fallback"]) == ("ppo", "champion", False)
         assert "bad/v1" not in http.get("/v1/models").json()["loaded"]
+
+
+def flipped(store: Path, version: str) -> None:
+    file = store / version / "model.onnx"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(bytes(data))
+
+
+def published_again(store: Path, version: str) -> None:
+    shutil.rmtree(store / version)
+    publish_policy(store, version, "opposite")
+
+
+def no_longer_signed(store: Path, version: str) -> None:
+    (store / version / "manifest.sig").unlink()
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [(flipped, "digest_mismatch"), (published_again, "model_changed"), (no_longer_signed, "signature_missing")],
+)
+def test_what_is_no_longer_what_was_loaded_gets_no_more_to_decide(
+    running: ServiceProcess, change: Callable[[Path, str], None], code: str
+) -> None:
+    store, version = running.log.parent / "models", f"good/{code}".replace("_", "-")
+    publish_policy(store, version)
+    headers = {"Authorization": f"Bearer {running.token}"}
+    plan = {"steps": [{"pause": {}}, {"setWeight": 5}]}
+    with httpx.Client(base_url=running.url, headers=headers, trust_env=False, timeout=20) as http:
+        start = {"champion": "ppo/v1", "challenger": version, "plan": plan}
+        assert http.post("/v1/rollout/start", json=start).status_code == 200
+        change(store, version)
+        refused = http.post("/v1/rollout/promote")
+        assert (refused.status_code, refused.json()["code"]) == (409, code)
+        assert http.get("/v1/rollout").json()["weight"] == 0
+        assert http.post("/v1/rollout/abort").json()["latched"]

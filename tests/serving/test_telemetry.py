@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,8 @@ def test_the_counts_of_all_workers_add_up_under_load_and_over_a_death(settings: 
             for done in work:
                 done.result()
         assert seen == sorted(seen)
+        # Whoever scrapes without a pause reads what was found a moment ago.
+        until(lambda: total(scrape(service), "hrm_inference_requests_total") == clients * each)
         text = scrape(service)
         arm = (("model", "hrm"), ("role", "champion"), ("version", "v1"))
         assert samples(text, "hrm_inference_requests_total") == {
@@ -78,8 +82,10 @@ def test_the_counts_of_all_workers_add_up_under_load_and_over_a_death(settings: 
             lambda: total(scrape(service), "process_resident_memory_bytes") > 0 and len(workers_of(service)) == WORKERS
         )
         until(lambda: len(samples(scrape(service), "process_resident_memory_bytes")) == WORKERS)
-        ask(service, 5)
-        assert total(scrape(service), "hrm_inference_requests_total") == clients * each + 5  # the dead one's as well
+        ask(service, 5)  # and what the dead one counted stays counted
+        until(
+            lambda: total(scrape(service), "hrm_inference_requests_total") == clients * each + 5
+        )  # the dead one's, too
 
 
 def test_one_process_counts_in_the_same_way(settings: Settings) -> None:
@@ -94,9 +100,17 @@ def test_one_process_counts_in_the_same_way(settings: Settings) -> None:
         denied = httpx.post(f"{service.url}/v1/decisions", json={}, trust_env=False)
         assert denied.status_code == 401
         assert samples(scrape(service), "hrm_http_refused_total") == {(("code", "unauthorized"),): 1}
+        assert not (service.log.parent / "metrics").exists()  # nothing on the disk
+
+
+def test_the_disk_is_taken_before_it_is_needed(settings: Settings) -> None:
+    settings = settings.model_copy(update={"serving": settings.serving.model_copy(update={"workers": 2})})
+    with service_process(settings, champion="hrm/v1") as service:
         folder = service.log.parent / "metrics" / service.url.rpartition(":")[2]
-        assert sorted(file.name for file in folder.iterdir()) == sorted(f"{name}_0.db" for name in FILES)
-        for file in folder.iterdir():  # taken before it was needed: a full disk is met at the start or not at all
+        assert sorted(file.name for file in folder.iterdir()) == sorted(
+            f"{n}_{slot}.db" for n in FILES for slot in (0, 1)
+        )
+        for file in folder.iterdir():  # a full disk is met at the start or not at all
             assert file.stat().st_size == FILE_BYTES <= file.stat().st_blocks * 512
 
 
@@ -134,7 +148,7 @@ counts.answered("hrm/v1", "champion", fallback=False)
 counts.resident.set(int(sys.argv[2]) + 1)
 if len(sys.argv) > 3:
     telemetry.forget(folder, 0)
-print(counts.exposition().decode())
+print(counts.exposition.text().decode())
 """
 
 
@@ -174,7 +188,7 @@ def test_what_is_refused_cut_short_or_remembered_is_told_apart() -> None:
     counts.ran(run_of(cached=True), "champion")
     counts.ran(run_of(made=False, error_code="overloaded"), "champion")
     counts.ran(run_of(made=False, error_code="inference_failed"), "champion")
-    text = counts.exposition().decode()
+    text = counts.exposition.text().decode()
     names = ("hrm_inference_shed_total", "hrm_inference_deadline_total", "hrm_inference_cache_hits_total")
     assert [total(text, name) for name in (*names, "hrm_inference_errors_total")] == [1, 1, 1, 1]
     assert total(text, "hrm_inference_duration_seconds_count") == 4  # one that was refused took no time of the model's
@@ -184,8 +198,8 @@ def test_what_is_refused_cut_short_or_remembered_is_told_apart() -> None:
 def test_two_services_of_one_process_count_apart() -> None:
     one, two = Telemetry(), Telemetry()
     one.answered("hrm/v1", "champion", fallback=True)
-    assert total(one.exposition().decode(), "hrm_inference_requests_total") == 1
-    assert total(two.exposition().decode(), "hrm_inference_requests_total") == 0
+    assert total(one.exposition.text().decode(), "hrm_inference_requests_total") == 1
+    assert total(two.exposition.text().decode(), "hrm_inference_requests_total") == 0
 
 
 class Queue:
@@ -199,12 +213,32 @@ def test_a_model_that_has_gone_has_nobody_waiting() -> None:
     counts = Telemetry()
     counts.watched({"hrm/v1": Queue(3), "ppo/v1": Queue(0)}, 7)  # type: ignore[dict-item]
     counts.watched({"ppo/v1": Queue(0)}, 9)  # type: ignore[dict-item]
-    text = counts.exposition().decode()
+    text = counts.exposition.text().decode()
     assert samples(text, "hrm_inference_pending_requests") == {
         (("model", "hrm"), ("version", "v1")): 0,
         (("model", "ppo"), ("version", "v1")): 1,
     }
     assert total(text, "hrm_log_lines_dropped_total") == 9
+
+
+def test_versions_that_left_long_ago_are_forgotten_and_the_latest_are_not() -> None:
+    counts = Telemetry()
+
+    def series() -> set[str]:
+        return set(re.findall(r'version="(v\d+)"', counts.exposition.text().decode()))
+
+    for number in range(20):
+        name = f"hrm/v{number}"
+        counts.watched({name: Queue(0)}, 0)  # type: ignore[dict-item]
+        counts.batch_rows.labels("hrm", f"v{number}").observe(1)
+        for role in ("challenger", "shadow"):
+            counts.ran(replace(run_of(), model_id=name), role)
+            counts.answered(name, role, fallback=False)
+    assert series() == {f"v{number}" for number in range(15, 20)}
+    counts.watched({"hrm/v3": Queue(0)}, 0)  # type: ignore[dict-item]  # it comes back
+    counts.answered("hrm/v3", "challenger", fallback=False)
+    assert total(counts.exposition.text().decode(), "hrm_inference_requests_total") == 4 * 2 + 1
+    assert "v3" in series()
 
 
 def test_no_label_names_a_symbol_or_a_request(settings: Settings) -> None:

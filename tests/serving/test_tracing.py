@@ -151,7 +151,7 @@ def test_a_collector_that_is_gone_or_stuck_delays_neither_decisions_nor_the_end(
         address = endpoint if delay_s else f"http://127.0.0.1:{free_port()}"
         with service_process(settings, champion="hrm/v1", environ=environ(address)) as live:
             for _ in range(50):
-                assert decide(live)["latency_ms"] < 1000
+                assert decide(live)["latency_ms"] < 5000  # one export that was waited for would take longer
             started = time.monotonic()
             live.process.terminate()
             assert live.process.wait(30) == 0

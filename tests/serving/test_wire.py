@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
 from core.errors import DataError
+from delivery.routing import Role
 from flows.drill_models import SCHEMA
 from serving.question import FEATURE_MAX, Account, Question
 from serving.schemas import RawFields
@@ -56,15 +57,23 @@ names = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs")), m
     champion=accounts,
     challenger=st.none() | accounts,
     request_id=names,
+    acting=st.sampled_from([None, "champion", "challenger"]),
 )
 def test_what_is_written_raw_is_read_as_it_was(
-    symbol: str, bars: Any, complexity: float, champion: Account, challenger: Account | None, request_id: str
+    symbol: str,
+    bars: Any,
+    complexity: float,
+    champion: Account,
+    challenger: Account | None,
+    request_id: str,
+    acting: Role | None,
 ) -> None:
-    question = Question(symbol, bars, complexity, champion, challenger, request_id)
+    question = Question(symbol, bars, complexity, champion, challenger, request_id, acting=acting)
     body, said = to_raw(question)
     assert len(body) == 4 * (W * F + A * (1 if challenger is None else 2))
     read = from_raw(body, RawFields.model_validate(said), SCHEMA)
     assert (read.symbol, read.complexity, read.request_id, read.deadline) == (symbol, complexity, request_id, math.inf)
+    assert read.acting == acting
     assert np.array_equal(read.bars, bars)
     for mine, theirs in ((champion, read.champion), (challenger, read.challenger)):
         assert (mine is None) == (theirs is None)
@@ -75,9 +84,9 @@ def test_what_is_written_raw_is_read_as_it_was(
 
 def test_a_deadline_travels_as_the_time_that_is_left() -> None:
     account = Account(np.zeros(A, np.float32), 0)
-    question = Question("X", np.zeros((W, F), np.float32), 0.0, account, deadline=time.perf_counter() + 0.5)
+    question = Question("X", np.zeros((W, F), np.float32), 0.0, account, deadline=time.perf_counter() + 5)
     left_ms = float(to_raw(question)[1]["deadline_ms"])
-    assert 100 < left_ms <= 500
+    assert 1000 < left_ms <= 5000
     past = Question("X", np.zeros((W, F), np.float32), 0.0, account, deadline=time.perf_counter() - 1)
     assert float(to_raw(past)[1]["deadline_ms"]) > 0
 

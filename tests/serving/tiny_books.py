@@ -9,6 +9,7 @@ counter = 0 if reset else z_H[:, 0, 0];  counter_next = counter + 1;  q_halt = c
 from __future__ import annotations
 
 import io
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ WIDTH = 3
 FAULT_LEVEL = 10.0
 
 
+@cache
 def book_graph(schema: BookSchema = SCHEMA) -> bytes:
     node = helper.make_node
     nodes = [
@@ -111,6 +113,7 @@ def publish_book(store: Path, model_id: str, schema: BookSchema = SCHEMA) -> Mod
     )
 
 
+@cache
 def _golden(graph: bytes, schema: BookSchema) -> bytes:
     rng, state = np.random.default_rng(2), (3, schema.instruments + 4, WIDTH)
     feeds = {

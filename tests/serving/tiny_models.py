@@ -8,6 +8,7 @@ action_logits = flatten(bars) @ K (as flows/drill_models), value = counter_next
 from __future__ import annotations
 
 import io
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ RULE = HaltingRule(max_segments=6, min_segments=1, complexity_threshold=0.5)
 TOKENS, WIDTH = 2, 3
 
 
+@cache
 def hrm_graph() -> bytes:
     node = helper.make_node
     nodes = [
@@ -78,6 +80,7 @@ def hrm_graph() -> bytes:
     return bytes(model.SerializeToString())
 
 
+@cache  # made for almost every test
 def hrm_golden(graph: bytes, *, shift: float = 0.0) -> bytes:
     rng = np.random.default_rng(2)
     feeds = {
