@@ -1,81 +1,67 @@
-"""The seed's backend API (7.1): backtests and paper positions, behind the inference service's door.
+"""The seed's backend API (7.1): backtests, what trading holds, and the switch, behind the inference service's door.
 
-The same credentials open it: `<state_dir>/api_token`, and keys and tokens with a scope: models:read for a backtest,
-rollout:read for positions. Only health is open, and on loopback only.
+The same credentials open it: `<state_dir>/api_token`, and keys and tokens with a scope; every route says which. Open
+are health, on loopback, and the bare page (backend/dashboard/page.py). A noun is a module with
+`router(settings) -> APIRouter`, and a line in `ROUTERS`.
 """
 
 from __future__ import annotations
 
-import threading
-from dataclasses import asdict
-from datetime import date
-from typing import Annotated, Any
+from fastapi import APIRouter, FastAPI
 
-from fastapi import FastAPI
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-
-from backend.backtests import bars_of, newest_model, prepared
+from backend import backtest_routes, dashboard, explanations, live_data, manual_trades, metrics, trading_routes
 from core.settings import Settings
-from serving import problems
+from serving import openapi, problems
 from serving.auth import Authenticator
 from serving.door import Door
 from serving.scopes import Scope, needs
-from trading.paper import Ledger
 
-Symbol = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_&-]{0,63}$")]
-ModelId = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}/[a-z0-9][a-z0-9._-]{0,63}$")]
+DESCRIPTION = """
+What a person asks of trading: backtests, orders by hand, positions, the switch, and what happens as it happens.
 
-
-class BacktestRequest(BaseModel):
-    """Dates are inclusive; left out, all sessions. Without a model the newest published HRM is tested."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    symbol: Symbol
-    start_date: date | None = None
-    end_date: date | None = None
-    initial_capital: Annotated[float, Field(gt=0, le=1e15, allow_inf_nan=False)] | None = None
-    model: ModelId | None = None
-
-    @model_validator(mode="after")
-    def _dates_in_order(self) -> BacktestRequest:
-        if self.start_date and self.end_date and self.start_date > self.end_date:
-            raise ValueError("start_date is after end_date")
-        return self
+Failures are `application/problem+json` (RFC 9457) with a stable `code`. Credentials travel as `Authorization: Bearer`.
+The stream is a websocket, `/ws/live-data/{user_id}`, which a ticket opens.
+"""
+TAGS = [
+    {"name": "backtest", "description": "A published model over bars of a symbol."},
+    {"name": "explanations", "description": "What moved a decision on record, computed beside the service."},
+    {"name": "trading", "description": "What is held, whose it is, orders of a person, and the switch."},
+    {"name": "live-data", "description": "Tickets for the stream, and how it is."},
+    {"name": "dashboard", "description": "The desk's page: sessions of browsers, figures and tables."},
+    {"name": "rollout", "description": "Commands that are passed on to the inference service as their caller."},
+    {"name": "health", "description": "Whether the process answers, and what Prometheus scrapes."},
+]
+ROUTERS = (
+    backtest_routes.router,
+    explanations.router,
+    live_data.router,
+    manual_trades.router,
+    metrics.router,
+    trading_routes.router,
+)
 
 
 def create_app(settings: Settings) -> FastAPI:
     """The backend over one state directory. Raises ConfigError for an unusable token file."""
-    state_dir = settings.paths.state_dir
-    app = FastAPI(title="HRM trading: backend", version="1")
+    # Without FastAPI's pages: their scripts come from another host (backend/dashboard/reference.py).
+    app = FastAPI(title="HRM trading: backend", version="1", docs_url=None, redoc_url=None)
     app.add_middleware(Door, authenticator=Authenticator(settings), serving=settings.serving, routes=app.routes)
     problems.install(app)
-    one_backtest = threading.Lock()  # a backtest fills the machine: a second one waits its turn
+    app.include_router(_health())
+    for router in ROUTERS:
+        app.include_router(router(settings))
+    dashboard.install(app, settings)
+    openapi.install(app, description=DESCRIPTION, tags=TAGS)
+    return app
 
-    @app.get("/health/live")
+
+def _health() -> APIRouter:
+    routes = APIRouter(prefix="/health", tags=["health"])
+
+    @routes.get("/live")
     @needs(Scope.METRICS_READ, local=True)
     def live() -> dict[str, str]:
+        """Whether the process answers."""
         return {"status": "alive"}
 
-    @app.post("/api/backtest/run")
-    @needs(Scope.MODELS_READ)
-    def run(request: BacktestRequest) -> dict[str, Any]:
-        with one_backtest:
-            model_id = request.model or newest_model(state_dir / "models")
-            bars, dates = bars_of(request.symbol, settings), (request.start_date, request.end_date)
-            test = prepared(settings, model_id, bars, initial_capital=request.initial_capital, dates=dates)
-            return test.run().answer()
-
-    @app.get("/api/trading/positions")
-    @needs(Scope.ROLLOUT_READ)
-    def positions() -> dict[str, list[dict[str, Any]]]:
-        file = state_dir / "paper.db"
-        if not file.exists():
-            return {"positions": []}  # nothing was ever traded here
-        ledger = Ledger(file)
-        try:
-            return {"positions": [asdict(position) for position in ledger.positions()]}
-        finally:
-            ledger.close()
-
-    return app
+    return routes

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from fastapi.routing import APIRoute
+from fastapi.routing import iter_route_contexts
 from signal_model import nifty_bars, publish_signal_follower
 
 from backend.app import create_app
@@ -24,7 +24,9 @@ from core.errors import DataError, ModelError
 from core.settings import Settings, load_settings
 from flows.drill_models import publish_policy
 from trading.costs import flat_costs
-from trading.paper import Intent, Ledger, PaperBroker
+from trading.gateway import OrderGateway
+from trading.ledger import Ledger, Order
+from trading.paper import PaperBroker
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,8 +40,10 @@ def state_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (state_dir / "data").mkdir()
     nifty_bars().to_csv(state_dir / "data" / "NIFTY_5.csv", index=False)
     ledger = Ledger(state_dir / "paper.db")
-    broker = PaperBroker(ledger, flat_costs(10.0))
-    broker.fill_now(ledger.record_intent(Intent("NIFTY_5", 1, "BUY_LONG", 4.0)), 100.0)
+    gateway = OrderGateway(ledger, settings.trading)
+    order = Order("NIFTY_5:1", "NIFTY_5", 4.0, "champion:ppo/v1", epoch=0, at_ns=1, bar_ns=1)
+    gateway.submit(order)
+    PaperBroker(gateway, flat_costs(10.0)).fill(order, 100.0, bar_ns=1)
     ledger.close()
     return state_dir
 
@@ -49,17 +53,19 @@ def settings_of(state_dir: Path) -> Settings:
 
 
 @contextmanager
-def backend(state_dir: Path, port: int = 0) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
+def backend(
+    state_dir: Path, port: int = 0, environment: dict[str, str] | None = None, arguments: Sequence[str] = ()
+) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
     """The process and its first log line that says where it listens or why it cannot."""
-    environment = {
+    variables = {
         "PATH": os.environ["PATH"],
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
         "HRM_PATHS__STATE_DIR": str(state_dir),
         "HRM_PRESET": "compact",
     }
-    command = [sys.executable, "-m", "backend", "--port", str(port)]
-    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-m", "backend", "--port", str(port), *arguments]
+    with subprocess.Popen(command, env=variables | (environment or {}), stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         try:
             lines = (line for line in process.stderr if line.startswith("{"))
@@ -110,8 +116,13 @@ def test_positions_are_those_of_the_ledger(client: httpx.Client) -> None:
             "realised": pytest.approx(-0.4),
             "costs": pytest.approx(0.4),
             "fills": 1,
+            "ledger": "paper.db",
+            "what": "replayed on paper",
+            "owner": "champion:ppo/v1",
+            "mode": "normal",
         }
     ]
+    assert answer["problems"] == {}
 
 
 def test_without_a_ledger_there_are_no_positions_and_none_is_made(tmp_path: Path) -> None:
@@ -122,18 +133,19 @@ def test_without_a_ledger_there_are_no_positions_and_none_is_made(tmp_path: Path
             headers={"Authorization": f"Bearer {token}"},
             trust_env=False,
         )
-    assert answer.json() == {"positions": []}
+    assert answer.json() == {"positions": [], "problems": {}}
     assert not (tmp_path / "paper.db").exists()
 
 
-def test_every_route_but_health_needs_the_token(client: httpx.Client, state_dir: Path) -> None:
-    routes = [route for route in create_app(settings_of(state_dir)).routes if isinstance(route, APIRoute)]
-    paths = [(method, route.path) for route in routes for method in route.methods]
-    assert {path for _, path in paths} == {"/health/live", "/api/backtest/run", "/api/trading/positions"}
+def test_every_route_but_health_and_the_bare_page_needs_the_token(client: httpx.Client, state_dir: Path) -> None:
+    routes = list(iter_route_contexts(create_app(settings_of(state_dir)).routes))
+    paths = [(method, route.path) for route in routes for method in route.methods or ()]
+    assert {"/health/live", "/api/backtest/run", "/api/trading/kill"} <= {path for _, path in paths}
     for headers in ({}, {"Authorization": "Bearer wrong"}):
         with httpx.Client(base_url=client.base_url, headers=headers, trust_env=False) as stranger:
-            for method, path in [*paths, ("GET", "/openapi.json"), ("GET", "/docs"), ("GET", "/nothing")]:
-                expected = 200 if path == "/health/live" else 401
+            for method, path in [*paths, ("GET", "/nothing")]:
+                shell = path == "/dashboard" or path.startswith("/dashboard/static/")  # the same for everybody
+                expected = 200 if path in ("/health/live", "/metrics") or shell else 401
                 assert stranger.request(method, path).status_code == expected, path
 
 
