@@ -97,10 +97,10 @@ class ActorCritic(nn.Module):
 
     def __init__(self, inputs: int, hidden_dim: int, outputs: int, *, seed: int = 0) -> None:
         super().__init__()
-        self.first = nn.Linear(inputs, 2 * hidden_dim)  # the actor's rows, then the critic's
+        self.first = _unset(inputs, 2 * hidden_dim)  # the actor's rows, then the critic's
         self.second = nn.Parameter(torch.empty(2, hidden_dim, hidden_dim))  # of each: [in, out]
         self.second_bias = nn.Parameter(torch.zeros(2, 1, hidden_dim))
-        self.actor_head = nn.Linear(hidden_dim, outputs)
+        self.actor_head = _unset(hidden_dim, outputs)
         self.value_head = nn.Parameter(torch.empty(hidden_dim))
         self.value_bias = nn.Parameter(torch.zeros(()))
         generator = torch.Generator().manual_seed(seed)
@@ -116,6 +116,11 @@ class ActorCritic(nn.Module):
         hidden = self.first(x).tanh_().unflatten(1, (2, -1)).transpose(0, 1)  # [2, B, hidden_dim]
         actor, critic = torch.baddbmm(self.second_bias, hidden, self.second).tanh_()
         return self.actor_head(actor), torch.mv(critic, self.value_head) + self.value_bias
+
+
+def _unset(inputs: int, outputs: int) -> nn.Linear:
+    """A layer without weights: torch would draw them from its one generator, and others train in this process."""
+    return nn.Linear(inputs, outputs, device="meta").to_empty(device="cpu")
 
 
 class PpoNetwork(nn.Module):

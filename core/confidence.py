@@ -7,7 +7,7 @@ One-sided at level alpha, after t values with mean m and standard deviation s, t
 
 Waudby-Smith, Arbour, Sinha, Kennedy, Ramdas (2021), "Time-uniform central limit theory and asymptotic confidence
 sequences". The values may depend on their neighbours if s is their long-run deviation: that of batch means, whose
-batches are longer than the dependence (serving/sequential.py), or Newey and West's (1987), as here. How often the
+batches are longer than the dependence (delivery/sequential.py), or Newey and West's (1987), as here. How often the
 bounds are wrong is counted in tests/core/test_confidence.py. S values in time order, P series beside each other.
 """
 

@@ -11,24 +11,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from core.delivery_settings import DeliverySettings, EnvironmentName
 from core.errors import ConfigError
+from core.flow_settings import Flows
 from core.gates import Limit
 from core.halting import HaltingRule
+from core.live_settings import Fyers, Live, Risk
 from core.observation import Timeframe
+from core.section import Count, Positive, Ratio, Section
 from core.settings_file import environment_overrides, in_words, merge, read_tree
 
 DEFAULT_FILE = Path(__file__).resolve().parent.parent / "config" / "settings.yaml"
 LONGEST_COMPLEXITY_WINDOW = 64  # bars: how many returns the complexity has to remember
-
-Ratio = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Paths(Section):
@@ -216,6 +212,8 @@ class Trading(Section):
     initial_capital: Positive
     max_quantity: float = Field(ge=1)
     target_volatility_bps: Positive
+    algo_id: str = Field(min_length=1, description="on record with every order")
+    orders_per_s: Count = Field(description="that one exchange is sent within any second")
 
 
 class Gates(Section):
@@ -232,6 +230,7 @@ class Rollout(Section):
     steps: tuple[Annotated[int, Field(ge=1, le=100)], ...] = Field(min_length=1)
     salt: str = Field(min_length=1)
     cool_down_s: float = Field(ge=0)
+    database_url_env: EnvironmentName | None = Field(default=None, description="the variable that holds its address")
 
     @model_validator(mode="after")
     def _steps_grow_to_100(self) -> Rollout:
@@ -317,6 +316,11 @@ class Serving(Section):
     max_waiting: Count
     cache_entries: int = Field(ge=0)
 
+    @property
+    def url(self) -> str:
+        """Where whoever is on this machine finds the service."""
+        return f"http://{self.host}:{self.port}"
+
 
 class Settings(Section):
     preset: str
@@ -329,11 +333,16 @@ class Settings(Section):
     model_management: ModelManagement
     synthetic_market: SyntheticMarket
     trading: Trading
+    risk: Risk
+    live: Live
+    fyers: Fyers
     gates: Gates
     rollout: Rollout
     evaluation: EvaluationSettings
+    flows: Flows
     triggers: Triggers
     alerts: Alerts
+    delivery: DeliverySettings
     ladder: Ladder
     records: Records
     serving: Serving

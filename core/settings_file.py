@@ -7,11 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import SecretStr
 
 from core.errors import ConfigError
 
 ENV_PREFIX = "HRM_"
-NOT_SETTINGS = {"HRM_SETTINGS", "HRM_ROOT", "HRM_API_TOKEN"}
+SECRETS = ("HRM_WEBHOOK_SECRET", "HRM_SMTP_PASSWORD")
+NOT_SETTINGS = {
+    "HRM_SETTINGS",
+    "HRM_INSTRUMENTS",
+    "HRM_ROOT",
+    "HRM_API_TOKEN",
+    "HRM_CRASH_AT",
+    *SECRETS,
+    *(f"{name}_FILE" for name in SECRETS),
+}
 
 
 def read_tree(file: Path) -> dict[str, Any]:
@@ -71,3 +81,19 @@ def in_words(detail: Any) -> str:
     message = detail["msg"].removeprefix("Value error, ")
     given = "" if isinstance(detail["input"], dict) else f" (got {detail['input']!r})"
     return f"{place}: {message}{given}"
+
+
+def secret(name: str, environ: Mapping[str, str]) -> SecretStr | None:
+    """What the environment variable `name` holds, or else the file that `name`_FILE names; None without either.
+
+    Read whenever it is needed, so that a new secret in the file counts at once. Raises ConfigError, which never
+    shows the secret.
+    """
+    text, file = environ.get(name, "").strip(), environ.get(f"{name}_FILE", "")
+    if not text and file:
+        try:
+            text = Path(file).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            kind = type(error).__name__
+            raise ConfigError(f"{name}_FILE: {file} is not readable ({kind}); mend the file, or set {name}") from None
+    return SecretStr(text) if text else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -51,34 +52,35 @@ def check(
 
 @app.command()
 def fetch(  # noqa: PLR0913, PLR0917 - options of a command, all by name
-    out: Annotated[Path, typer.Option(help="Where to write the parquet file.")],
-    symbol: Annotated[str, typer.Option(help="SYNTHETIC, or as Fyers names it: NSE:NIFTY50-INDEX.")] = "SYNTHETIC",
+    symbol: Annotated[str, typer.Argument(help="SYNTHETIC, or as Fyers names it: NSE:NIFTY50-INDEX.")] = "SYNTHETIC",
+    out: Annotated[
+        Path | None, typer.Option(help="Parquet or CSV file to write; by default where the backend looks for it.")
+    ] = None,
     resolution: Annotated[str, typer.Option(help="Minutes in a bar (Fyers).")] = "5",
-    start: Annotated[str, typer.Option(help="First day, YYYY-MM-DD (Fyers).")] = "2023-01-01",
-    end: Annotated[str, typer.Option(help="Last day, YYYY-MM-DD (Fyers).")] = "2023-12-31",
+    first: Annotated[str, typer.Option("--from", help="First day, YYYY-MM-DD (Fyers).")] = "2023-01-01",
+    last: Annotated[str | None, typer.Option("--to", help="Last day (Fyers); by default today.")] = None,
     sessions: Annotated[int, typer.Option(min=1, help="Sessions to simulate (SYNTHETIC).")] = 250,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Write bars to a file: from Fyers (FYERS_CLIENT_ID and FYERS_ACCESS_TOKEN), or simulated."""
+    """Write bars to a file: simulated, or from Fyers (`hrm fyers login` first).
+
+    A download that was interrupted goes on where it was; quarters that are over are asked for once.
+    """
+    from flows.arrival import tell_arrival
+    from flows.fyers_bars import file_of, history
     from trading.files import to_frame, write_bars
-    from trading.fyers import Credentials, fetch_history
     from trading.synthetic import simulate
 
     settings = load_settings()
     if symbol == "SYNTHETIC":
         frame = to_frame(simulate(settings.synthetic_market, sessions=sessions, seed=seed).bars)
     else:
-        frame = fetch_history(
-            symbol,
-            resolution,
-            day(start),
-            day(end),
-            credentials=Credentials.from_environment(),
-            log_dir=settings.paths.state_dir / "logs",
-        )
-    write_bars(frame, out)
-    answer({"file": str(out), "rows": len(frame), "symbol": symbol}, as_json)
+        frame = history(settings, symbol, resolution, (day(first), day(last) if last else date.today()))
+    file = out or file_of(settings, symbol)
+    write_bars(frame, file)
+    tell_arrival(file)
+    answer({"file": str(file), "rows": len(frame), "symbol": symbol}, as_json)
 
 
 def _print_report(file: Path, report: QualityReport) -> None:

@@ -1,4 +1,4 @@
-"""The rollback drill: break a live challenger in each of the four ways and measure how it loses its traffic.
+"""The rollback drill: break a live challenger in each of the six ways and measure how it loses its traffic.
 
 Each trigger gets a real service process with a healthy champion and a challenger that decides for every symbol. Eight
 keep-alive clients ask for decisions; after healthy traffic the input changes so that the challenger's own graph fails
@@ -13,6 +13,7 @@ keep-alive clients ask for decisions; after healthy traffic the input changes so
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,6 +26,9 @@ from numpy.typing import NDArray
 from core.actions import Action
 from core.errors import HrmSystemError, RolloutError
 from core.settings import Settings
+from delivery.default_plan import default_plan
+from delivery.handover import mode_for
+from delivery.plan import Limits, LossLimits, Plan
 from flows.drill_models import FAULT_LEVEL, SCHEMA, Fault, publish_policy, slow_products
 from flows.service_process import ServiceProcess, service_process
 from serving import calls
@@ -38,18 +42,20 @@ CHAMPION, CHALLENGER = "ppo/v1", "challenger/v1"
 CLIENTS = 8
 SYMBOLS = 40
 HEALTHY_S = 0.8
-FAULT_LIMIT_S = 20.0  # a trigger that has not fired by then does not work
+FAULT_LIMIT_S = 60.0  # a trigger that has not fired by then does not work; money needs a thousand outcomes
 AFTERWARDS_S = 0.5
 PAUSE_S = 0.002  # of a client between two requests: load, not starvation of the machine
 MEMORY_HEADROOM_GB = 0.15  # over the resident set under healthy load
 DRIFT_BPS, NOISE_BPS = 5.0, 5.0  # of the market that the challenger bets against
-HANDOVER = "adopt"  # the champion takes over the positions as they are
 
 
 @dataclass(frozen=True)
 class Scenario:
+    """`limits` of the plan, narrow enough to be passed before the thousand outcomes of performance_degradation."""
+
     trigger: str
     fault: Fault
+    limits: Limits = field(default_factory=Limits)
 
 
 SCENARIOS = (
@@ -57,6 +63,8 @@ SCENARIOS = (
     Scenario("latency_violation", "slow"),
     Scenario("memory_overflow", "hungry"),
     Scenario("performance_degradation", "opposite"),
+    Scenario("drawdown_exceeded", "opposite", Limits(book=LossLimits(max_drawdown_pct=0.2))),
+    Scenario("daily_loss_exceeded", "opposite", Limits(book=LossLimits(max_daily_loss_pct=0.2))),
 )
 
 
@@ -74,7 +82,7 @@ class Load:
 
 
 def run_drill(settings: Settings, work_dir: Path, triggers: tuple[str, ...] | None = None) -> list[dict[str, Any]]:
-    """Drill each trigger (all four by default), each in its own folder of `work_dir`, about five seconds each.
+    """Drill each trigger (all six by default), each in its own folder of `work_dir`, about five seconds each.
 
     Raises RolloutError when a trigger does not fire, or the wrong one does.
     """
@@ -92,7 +100,7 @@ def _drill(settings: Settings, state_dir: Path, scenario: Scenario) -> dict[str,
             resident_gb = asyncio.run(_resident_under_load(service))
         settings = _with_memory_limit(settings, resident_gb + MEMORY_HEADROOM_GB)
     with service_process(settings, champion=CHAMPION) as service:
-        return asyncio.run(_break_challenger(service, scenario))
+        return asyncio.run(_break_challenger(service, scenario, _plan(settings, scenario.limits)))
 
 
 def _in_folder(settings: Settings, state_dir: Path) -> Settings:
@@ -103,6 +111,10 @@ def _in_folder(settings: Settings, state_dir: Path) -> Settings:
 
 def _with_memory_limit(settings: Settings, limit_gb: float) -> Settings:
     return settings.model_copy(update={"triggers": settings.triggers.model_copy(update={"memory_gb": limit_gb})})
+
+
+def _plan(settings: Settings, limits: Limits) -> Plan:
+    return Plan.model_validate(default_plan(settings).model_dump(exclude={"limits"}) | {"limits": limits})
 
 
 async def _resident_under_load(service: ServiceProcess) -> float:
@@ -118,10 +130,10 @@ async def _resident_under_load(service: ServiceProcess) -> float:
     return float(state.statistics["rss_gb"])
 
 
-async def _break_challenger(service: ServiceProcess, scenario: Scenario) -> dict[str, Any]:
+async def _break_challenger(service: ServiceProcess, scenario: Scenario, plan: Plan) -> dict[str, Any]:
     load = Load()
     async with AsyncServiceClient(service.url, service.token) as control:
-        await _to_full_weight(control)
+        await _to_full_weight(control, plan)
         ask = _trade if scenario.fault == "opposite" else _ask
         clients = [asyncio.create_task(_client(service, load, seed, ask)) for seed in range(CLIENTS)]
         try:
@@ -137,8 +149,9 @@ async def _break_challenger(service: ServiceProcess, scenario: Scenario) -> dict
             await asyncio.gather(*clients)
         events = (await control.call(calls.events())).events
     rollback = next(event for event in events if event.command == "rollback")
-    _require(rollback.reason == scenario.trigger, f"{scenario.trigger} expected, {rollback.reason} fired")
-    return _report(scenario, load, fault_at, rollback.at)
+    fired = json.loads(rollback.state)["trigger"]  # of the guard, or of the background analysis that watches the same
+    _require(fired == scenario.trigger, f"{scenario.trigger} expected, {rollback.reason} fired")
+    return _report(scenario, load, fault_at, rollback.at) | {"handover": mode_for(plan.handover, fired, "")}
 
 
 def _report(scenario: Scenario, load: Load, fault_at: float, fired_at: float) -> dict[str, Any]:
@@ -154,15 +167,14 @@ def _report(scenario: Scenario, load: Load, fault_at: float, fired_at: float) ->
         "challenger_decisions": load.challenger_decisions,
         "lost_decisions": load.lost,
         "problems": load.problems[:5],
-        "handover": HANDOVER,
     }
 
 
-async def _to_full_weight(control: AsyncServiceClient) -> None:
+async def _to_full_weight(control: AsyncServiceClient, plan: Plan | None = None) -> None:
     """A fresh rollout of the challenger up to the last step; a service that has it there already is left alone."""
     state = await control.call(calls.rollout())
     if state.phase == "idle":
-        state = await control.call(calls.start(CHAMPION, CHALLENGER, reason="drill", actor="drill"))
+        state = await control.call(calls.start(CHAMPION, CHALLENGER, plan=plan, reason="drill", actor="drill"))
     while state.weight < 100:
         state = await control.call(calls.command("promote", reason="drill", actor="drill"))
 

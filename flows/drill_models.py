@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,6 +60,7 @@ def publish_policy(
     )
 
 
+@cache  # a drill publishes the same few again and again
 def policy_graph(fault: Fault, *, products: int = 200) -> bytes:
     """A serialised ppo-style graph (docs/architecture.md, "Model files")."""
     kernel = _kernel() * (-1.0 if fault == "opposite" else 1.0)
@@ -85,13 +87,11 @@ def policy_graph(fault: Fault, *, products: int = 200) -> bytes:
     return _serialise(nodes, constants)
 
 
-def golden(graph: bytes) -> bytes:
+@cache
+def golden(graph: bytes, schema: ObservationSchema = SCHEMA) -> bytes:
     """Golden inputs and outputs of a healthy batch of three."""
     rng = np.random.default_rng(0)
-    feeds = {
-        "bars": rng.normal(size=(3, SCHEMA.window, len(SCHEMA.bar_features))).astype(np.float32),
-        "account": rng.normal(size=(3, len(SCHEMA.account_features))).astype(np.float32),
-    }
+    feeds = {name: rng.normal(size=(3, *shape)).astype(np.float32) for name, shape in schema.row_shapes.items()}
     session = ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     outputs = dict(zip(names, session.run(names, feeds), strict=True))

@@ -1,13 +1,18 @@
-"""Phase 5 (seed 6.1.1): the challenger becomes the champion, and must be seen to decide everything, in good health."""
+"""Phase 5 (seed 6.1.1): the challenger becomes the champion, and must be seen to decide everything, in good health.
+
+Deployed to Prefect, a person is asked first (flows/approvals.py); `hrm migrate` is its own approval.
+"""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from prefect import flow, task
 
+from flows.approvals import promote_when_approved
 from flows.measure import percentiles
 from flows.phases import complete, dataset_of, summary
 from flows.progress import report
@@ -20,13 +25,20 @@ CHAMPION = ("champion",)
 
 
 @flow(name=PHASE, timeout_seconds=3600)
-def full_deployment(run_dir: str) -> dict[str, Any]:
-    """Promote and verify. `run_dir`: a folder under <state_dir>/runs whose rollout has reached its last step."""
-    return summary(complete(run_dir, PHASE, deploy))
+def full_deployment(run_dir: str, approval: bool = False) -> dict[str, Any]:
+    """Promote and verify.
+
+    Args:
+        run_dir: a folder under <state_dir>/runs whose rollout has reached its last step.
+        approval: ask a person before the promotion. Raises RolloutError `not_approved`, and promotes nothing.
+    """
+    return summary(complete(run_dir, PHASE, partial(deploy, approval=approval)))
 
 
-def deploy(run: Run) -> dict[str, Any]:
+def deploy(run: Run, *, approval: bool = False) -> dict[str, Any]:
     """`health` checks, the rollout's `events`, the gate's `metrics`; `rolled_back_by` if the guard acted."""
+    if approval:
+        promote_when_approved(run)
     return promote_and_verify(str(run.folder))
 
 

@@ -8,24 +8,30 @@ comparison is paired by session.
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import flow, task
 
+from core.errors import ModelError
 from core.settings import Settings
 from flows.fit import FOLDER, PHASE, fit
 from flows.measure import arm_numbers, engine_of, evaluate_on_test, footprint
 from flows.phases import complete, dataset_of, free_version, summary
 from flows.progress import report
 from flows.revision import git_commit
-from flows.run_state import Run, load_run
+from flows.run_state import Run, load_run, runs_of
 from flows.variants import publish_variant
 from trading.bootstrap import mean_interval
 from trading.dataset import Dataset
 from trading.evaluation import advantage
 
+if TYPE_CHECKING:  # torch takes seconds to import
+    from hrm.agent import HRMAgent
+
 MODEL = "hrm"
+FIRST_WEIGHTS = threading.Lock()  # they are drawn from torch's one generator, and tasks train beside each other
 
 
 @flow(name=PHASE, timeout_seconds=24 * 3600)
@@ -48,16 +54,11 @@ def train_challenger(run_dir: str) -> dict[str, Any]:
 
     Of several processes (torchrun) the first alone publishes; the others return nothing.
     """
-    import torch
-
-    from hrm.agent import HRMAgent
-    from hrm.distributed import training_device
-
     run = load_run(Path(run_dir))
     data = dataset_of(run)
-    torch.set_num_threads(1)  # small matrices: a second thread waits more than it computes
-    settings = with_label_temperature(run.settings, data)
-    agent = HRMAgent(data.schema, settings, data.label_cost_bps, device=training_device(), seed=run.inputs.seed)
+    agent = new_agent(run, data)
+    if run.inputs.start_from is not None:
+        agent.begin_with(checkpoint_of(run.inputs.start_from, run.settings))
     curve = fit(agent, data, run)
     if not agent.trainer.world.leads:
         return {}
@@ -81,6 +82,28 @@ def train_challenger(run_dir: str) -> dict[str, Any]:
         "checkpoint": str(run.folder / FOLDER),
         "curve": curve,
     }
+
+
+def new_agent(run: Run, data: Dataset) -> HRMAgent:
+    """An HRM before its training, with one BLAS thread: of small matrices a second one waits more than it computes."""
+    import torch
+
+    from hrm.agent import HRMAgent
+    from hrm.distributed import training_device
+
+    torch.set_num_threads(1)
+    settings = with_label_temperature(run.settings, data)
+    with FIRST_WEIGHTS:
+        return HRMAgent(data.schema, settings, data.label_cost_bps, device=training_device(), seed=run.inputs.seed)
+
+
+def checkpoint_of(model_id: str, settings: Settings) -> Path:
+    """Where the run that trained the model keeps its weights. Raises ModelError."""
+    for run in runs_of(settings):
+        record = run.phase(PHASE)
+        if record is not None and record.result.get("model") == model_id:
+            return Path(record.result["checkpoint"])
+    raise ModelError(f"{model_id}: no run here trained it; train from scratch", code="no_checkpoint")
 
 
 def with_label_temperature(settings: Settings, data: Dataset) -> Settings:

@@ -9,23 +9,26 @@ anything else, or another rollout under way     refused before anything is train
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from core.errors import ConfigError
 from core.settings import Settings
+from delivery.state_database import place_of
+from delivery.store import RolloutStore
+from delivery.transitions import RolloutState
 from flows.phases import dataset_of
 from flows.run_state import Run
 from flows.service import reachable_service
-from serving.rollout import RolloutStore
 from serving.store import load_version
-from serving.transitions import RolloutState
 
 
 def live_state(settings: Settings) -> RolloutState:
     """The rollout of the service that runs in the state directory; an empty one while none runs."""
-    file = settings.paths.state_dir / "rollout.db"
+    place = place_of(settings)
     with reachable_service(settings) as service:
-        if service is None or not file.exists():
+        if service is None or (isinstance(place, Path) and not place.exists()):
             return RolloutState()
-    store = RolloutStore(file, settings.rollout)
+    store = RolloutStore(place, settings.rollout)
     try:
         return store.read()
     finally:

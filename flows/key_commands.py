@@ -1,7 +1,8 @@
-"""`hrm keys ...`: who may call the service, and whose models it loads. `hrm models sign`: to vouch for a model."""
+"""`hrm keys ...`: who may call the service, and whose models it loads. `hrm models`: what is published."""
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -96,6 +97,26 @@ def sign(
     store, limit_mb = settings.paths.state_dir / "models", settings.performance.model_size_limit_mb
     manifest = sign_version(store, model, size_limit_mb=limit_mb)
     answer({"model": model, "files": sorted(manifest.files), "key_id": signing.public_pem(_keys())[0]}, as_json)
+
+
+@models_app.command("list")
+def list_models(as_json: AsJson = False) -> None:
+    """What is published here, who decides, and what may not be loaded, with the reason."""
+    from delivery.state_database import place_of
+    from delivery.store import RolloutStore
+    from delivery.transitions import RolloutState
+    from serving.store import list_versions
+
+    settings = load_settings()
+    place, state = place_of(settings), RolloutState()
+    if not isinstance(place, Path) or place.exists():
+        with closing(RolloutStore(place, settings.rollout)) as store:
+            state = store.read()
+    roles = {state.champion: "champion", state.challenger: "challenger", state.fallback: "fallback"}
+    rows = {str(row["id"]): row for row in list_versions(settings.paths.state_dir / "models")}
+    gone = "not in the store; bring its folder back, or roll back before the service restarts"
+    rows |= {name: {"id": name, "problem": gone} for name in roles if name is not None and name not in rows}
+    answer({name: row | {"role": roles.get(name)} for name, row in rows.items()}, as_json)
 
 
 def _described(key: ApiKey) -> dict[str, Any]:

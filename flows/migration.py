@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from enum import IntEnum
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -108,13 +109,19 @@ def _opened(settings: Settings, data: Path | None, seed: int) -> Run:
 
 
 @flow(name="migration")
-def migration(run_dir: str | None = None, data: str | None = None, seed: int = 0) -> dict[str, Any]:
-    """The phases in order. Without `run_dir`: the unfinished run of the file `data` and `seed`, or a new one."""
+def migration(
+    run_dir: str | None = None, data: str | None = None, seed: int = 0, approval: bool = False
+) -> dict[str, Any]:
+    """The phases in order. Without `run_dir`: the unfinished run of the file `data` and `seed`, or a new one.
+
+    `approval`: ask a person before the promotion; unless one says yes, the run fails there, and can be continued.
+    """
+    phases = PHASES | {"full_deployment": partial(full_deployment, approval=approval)}
     if run_dir is not None:
-        return migrate(load_run(Path(run_dir))).model_dump()
+        return migrate(load_run(Path(run_dir)), phases).model_dump()
     settings = load_settings()
     with migration_lock(settings.paths.state_dir):
-        return migrate(_opened(settings, Path(data) if data else None, seed)).model_dump()
+        return migrate(_opened(settings, Path(data) if data else None, seed), phases).model_dump()
 
 
 def migrate(run: Run, phases: dict[str, Callable[[str], Any]] = PHASES) -> Outcome:

@@ -15,9 +15,10 @@ from typing import Any
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.context import FlowRunContext
 
+from core.errors import DataError
 from core.gates import Check, Verdict, judge
 from flows.progress import report
-from flows.run_state import PhaseRecord, Run, load_run, to_json
+from flows.run_state import PhaseRecord, Run, inputs_of, load_run, to_json
 from trading.dataset import Dataset, build_dataset
 
 Work = Callable[[Run], dict[str, Any]]
@@ -84,14 +85,22 @@ def gate_rows(record: PhaseRecord) -> list[dict[str, Any]]:
 
 
 def dataset_of(run: Run) -> Dataset:
-    """The run's markets. The same run gives the same ones; kept while the process works on it."""
+    """The run's markets. The same run gives the same ones; kept while the process works on it.
+
+    Raises DataError if the file cannot be used, or no longer holds the bars that the run began with.
+    """
     return _dataset(run.folder)
 
 
 @lru_cache(maxsize=1)
 def _dataset(folder: Path) -> Dataset:
     run = load_run(folder)
-    return build_dataset(run.settings, run.inputs.data, run.inputs.seed)
+    inputs = run.inputs
+    data = build_dataset(run.settings, inputs.data, inputs.seed)
+    if inputs_of(run.settings, inputs.data, inputs.seed).data_digest != inputs.data_digest:
+        remedy = "write bars beside it and rename them, then start again"
+        raise DataError(f"{inputs.data}: other bars than run {run.id} began with; {remedy}", code="data_changed")
+    return data
 
 
 def free_version(run: Run, name: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import structlog
 from prefect import flow, task
@@ -17,6 +17,9 @@ from flows.revision import git_commit
 from flows.run_state import Run, load_run
 from flows.tracking import Description, judged, tracked
 from trading.dataset import Dataset, training_env
+
+if TYPE_CHECKING:  # torch takes seconds to import
+    from baselines.agent import PpoAgent
 
 log = structlog.get_logger()
 
@@ -50,13 +53,38 @@ def capture(run: Run) -> dict[str, Any]:
 @task(name="train_ppo")
 def train_incumbent(run_dir: str) -> dict[str, Any]:
     """Train and publish a PPO; its id, and by samples the mean reward per step (bps) and what validation found."""
-    import torch
-
-    from baselines.agent import Look, PpoAgent, train
     from baselines.export import export
 
     run = load_run(Path(run_dir))
-    data, seed = dataset_of(run), run.inputs.seed
+    data = dataset_of(run)
+    trained = fit_incumbent(run, data)
+    manifest = export(
+        trained.agent,
+        store=run.models,
+        name=MODEL,
+        version=free_version(run, MODEL),
+        metrics={},
+        dataset_digest=data.digest,
+        git_commit=git_commit(),
+    )
+    model = f"{manifest.name}/{manifest.version}"
+    return {"model": model, "curve": trained.curve, "validation": trained.validation}
+
+
+class Fitted(NamedTuple):
+    """What a PPO's training left."""
+
+    agent: PpoAgent
+    curve: list[tuple[int, float]]  # samples, mean reward in bps per step
+    validation: list[dict[str, float]]  # samples, loss_bps, and score where the optimum is known
+
+
+def fit_incumbent(run: Run, data: Dataset) -> Fitted:
+    """Train a PPO on a run's data. Every look at validation sessions is on record."""
+    import torch
+
+    from baselines.agent import Look, train
+
     curve: list[tuple[int, float]] = []
     validation: list[dict[str, float]] = []
 
@@ -73,19 +101,10 @@ def train_incumbent(run_dir: str) -> dict[str, Any]:
         return point["loss_bps"]
 
     torch.set_num_threads(1)  # small matrices: a second thread waits more than it computes
-    env = training_env(data, run.settings, seed)
+    env, seed = training_env(data, run.settings, run.inputs.seed), run.inputs.seed
     with tracked(run.settings.paths.state_dir, _described(run, data)) as record:
         agent = train(env, data.schema, run.settings, seed=seed, progress=progress, validate=validate)
-    manifest = export(
-        agent,
-        store=run.models,
-        name=MODEL,
-        version=free_version(run, MODEL),
-        metrics={},
-        dataset_digest=data.digest,
-        git_commit=git_commit(),
-    )
-    return {"model": f"{manifest.name}/{manifest.version}", "curve": curve, "validation": validation}
+    return Fitted(agent, curve, validation)
 
 
 def _described(run: Run, data: Dataset) -> Description:

@@ -45,8 +45,12 @@ class Child:
 
     def tail(self, lines: int = 15) -> str:
         """The last lines the child wrote, for an error message."""
-        text = self.log.read_text(encoding="utf-8", errors="replace").strip()
-        return "\n".join(text.splitlines()[-lines:]) or "(it wrote nothing)"
+        return tail(self.log, lines)
+
+
+def tail(log: Path, lines: int = 15) -> str:
+    text = log.read_text(encoding="utf-8", errors="replace").strip()
+    return "\n".join(text.splitlines()[-lines:]) or "(it wrote nothing)"
 
 
 @contextmanager

@@ -183,15 +183,10 @@ def _decided(answer: DecisionResponse | None, role: str) -> Decided:
     shadow = answer.shadow
     if shadow is not None and shadow.role == role:
         return _read(shadow, acting=False)
-    routed = answer.role if shadow is None else _other(shadow.role)
-    if routed == role:
+    if answer.account == role:
         return _read(answer, acting=True)
     late, ran_ms = answer.shadow_missing in ("late", "degraded"), answer.shadow_latency_ms
     return Decided(failed=not late, late=late, latency_ms=float("nan") if ran_ms is None else ran_ms)
-
-
-def _other(role: str) -> str:
-    return BOTH[1 - BOTH.index(role)]
 
 
 def _read(part: Decision, *, acting: bool) -> Decided:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cache, partial
@@ -14,19 +14,27 @@ import typer
 
 from core.errors import ConfigError, DataError
 from core.settings import Settings, load_settings
+from flows.day_replay import is_day, replay_day
 from flows.options import AsJson
 from flows.progress import bars as progress_bars
 from flows.progress import report as progress
 from flows.terminal import answer
 
 if TYPE_CHECKING:
-    from serving.records import Record
-    from serving.replay import Decided, Replayed
+    from serving.record_format import AnyFacts, Record
+    from serving.replay import Replayed
+    from serving.replay_cases import Outputs
 
 LISTED = 20  # of those that differ; the count is of all
+SHOWN = 3  # instruments of a book, rows of an inference; --json has all
 PROGRESS_EVERY = 100  # records
 
-DecisionId = Annotated[str | None, typer.Argument(help="`decision_id` of an answer.")]
+DecisionId = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[DECISION_ID|DATE]", help="`decision_id` of an answer, or a day of live trading: 2026-01-31."
+    ),
+]
 RequestId = Annotated[str | None, typer.Option(help="Every decision on this request instead.")]
 All = Annotated[bool, typer.Option("--all", help="Every decision on record, or of a time.")]
 Since = Annotated[str | None, typer.Option(help="With --all: from then on, UTC: 2026-01-31 or 2026-01-31T09:15.")]
@@ -45,13 +53,15 @@ def replay(
     records: Place = None,
     as_json: AsJson = False,
 ) -> None:
-    """Decide again what is on record. Exits with 0 if everything comes to the same, with 1 if anything does not."""
+    """Decide again what is on record, or trade a day again from its log. Exits with 1 if anything is not the same."""
     if sum((decision_id is not None, request_id is not None, every)) != 1:
-        raise ConfigError("give one of DECISION_ID, --request-id and --all", code="usage")
+        raise ConfigError("give one of DECISION_ID, a DATE, --request-id and --all", code="usage")
     if (since or until) and not every:
         raise ConfigError("--since and --until belong to --all", code="usage")
     settings = load_settings()
     folder = records or settings.paths.state_dir / "decisions"
+    if decision_id is not None and is_day(decision_id):
+        raise typer.Exit(replay_day(settings, decision_id, _replayed, records=folder, as_json=as_json))
     if not every:
         raise typer.Exit(_few(settings, _named(folder, decision_id, request_id), as_json))
     first, last = _moment(since, 0.0), _moment(until, datetime.now(UTC).timestamp())
@@ -139,11 +149,12 @@ def _watched(records: Iterator[Record], last: float) -> Iterator[Record]:
 def _print(record: Record, results: list[Replayed]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from serving.replay import AGREES
 
     facts = record.facts
-    table = Table(title=f"{facts.decision_id}  {facts.symbol}  rung {facts.rung}", box=None, title_justify="left")
+    table = Table(title=Text(f"{facts.decision_id}  {_what(facts)}"), box=None, title_justify="left")
     for name in ("", "model", "action", "quantity", "segments", ""):
         table.add_column(name)
     for result in results:
@@ -153,12 +164,33 @@ def _print(record: Record, results: list[Replayed]) -> None:
         table.add_row("", "", *again, verdict)
     console = Console()
     console.print(table)
-    for code in (*(f"{model}: {why}" for model, why in facts.errors.items()), *(each.why for each in results)):
-        if code:
-            console.print(code, markup=False, highlight=False, soft_wrap=True)
+    errors = {} if facts.kind == "inference" else facts.errors
+    for line in (*(f"{model}: {why}" for model, why in errors.items()), *(each.why for each in results)):
+        if line:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _columns(decided: Decided) -> tuple[str, str, str]:
+def _what(facts: AnyFacts) -> str:
+    if facts.kind == "decision":
+        return f"{facts.symbol}  rung {facts.rung}"
+    if facts.kind == "book":
+        return f"book {facts.book_id}: {_listed(facts.symbols)}"
+    return f"rows of an inference: {len(facts.answer.halt_reason)}"
+
+
+def _columns(outputs: Outputs) -> tuple[str, ...]:
+    """Action, quantity and depth; of a book or of rows the first of each."""
     from core.actions import Action
 
-    return Action(decided.action).name, repr(decided.quantity), str(decided.segments)
+    actions = [Action(action).name for action in _several(outputs["action"])]
+    quantities = [repr(quantity) for quantity in _several(outputs.get("quantity", []))]  # a book has none
+    depths = [str(depth) for depth in _several(outputs["segments"])]
+    return _listed(actions), _listed(quantities), _listed(depths)
+
+
+def _several(output: Any) -> list[Any]:
+    return output if isinstance(output, list) else [output]
+
+
+def _listed(texts: Sequence[str]) -> str:
+    return ", ".join(texts[:SHOWN]) + (f" and {len(texts) - SHOWN} more" if len(texts) > SHOWN else "")

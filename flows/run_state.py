@@ -46,12 +46,14 @@ class Inputs(BaseModel):
     data_digest: str = Field(description="SHA-256 of the file; `synthetic` without one")
     seed: int = Field(ge=0)
     settings: Settings
+    start_from: str | None = Field(default=None, description="model whose weights training begins with; None: new ones")
 
     @property
     def key(self) -> str:
-        """SHA-256 of everything but where files lie and which port is used."""
-        settings = self.settings.model_dump(mode="json", exclude={"paths", "serving"})
-        return hashlib.sha256(repr((self.data_digest, self.seed, settings)).encode()).hexdigest()
+        """SHA-256 of everything but where files lie, which port is used and where tasks run."""
+        settings = self.settings.model_dump(mode="json", exclude={"paths", "serving", "flows"})
+        decides = (self.data_digest, self.seed, settings, *filter(None, [self.start_from]))
+        return hashlib.sha256(repr(decides).encode()).hexdigest()
 
     @property
     def market_name(self) -> str:
@@ -166,16 +168,21 @@ def inputs_of(settings: Settings, data: Path | None, seed: int) -> Inputs:
 
 def open_run(inputs: Inputs) -> Run:
     """The latest unfinished run with these inputs, or a new one."""
-    runs = inputs.settings.paths.state_dir.resolve() / "runs"
-    for folder in sorted(runs.glob("*/run.json"), reverse=True):
+    unfinished = (run for run in runs_of(inputs.settings) if run.inputs.key == inputs.key and run.outcome is None)
+    return next(unfinished, None) or _create(_folder(inputs.settings), inputs)
+
+
+def runs_of(settings: Settings) -> Iterator[Run]:
+    """All of the state directory that can be read, the latest first."""
+    for file in sorted(_folder(settings).glob("*/run.json"), reverse=True):
         try:
-            run = load_run(folder.parent)
+            yield load_run(file.parent)
         except DataError as error:
             log.warning("run_skipped", reason=str(error))  # written by another version, or damaged
-            continue
-        if run.inputs.key == inputs.key and run.outcome is None:
-            return run
-    return _create(runs, inputs)
+
+
+def _folder(settings: Settings) -> Path:
+    return settings.paths.state_dir.resolve() / "runs"
 
 
 def load_run(folder: Path) -> Run:

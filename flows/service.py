@@ -17,22 +17,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import structlog
 
 from core.errors import HrmSystemError, RolloutError
 from core.settings import Settings
 from core.signing import KEYS
+from delivery.plan import Plan
 from flows.phases import dataset_of
 from flows.processes import child, free_port, wait_until_healthy
 from flows.progress import report
 from flows.replay import Course
 from flows.run_state import Run
 from serving import calls
-from serving.auth import read_or_create_token
 from serving.calls import ServiceError
 from serving.client import ServiceClient
+from serving.local_token import read_or_create_token
 from serving.question import Question
-from serving.schemas import DecisionResponse, HealthResponse, RolloutResponse
+from serving.schemas import DecisionResponse, HealthResponse
+from serving.schemas_rollout import RolloutResponse
 from trading.market import Ints, Market
+
+log = structlog.get_logger()
 
 LANES = 20  # symbols at a time: a step of 5 % is one of them
 VALIDATION_SHARE = 0.6  # of the test sessions for the shadow phase; the rollout replays the others
@@ -56,6 +61,10 @@ class RunningService:
 
     def rollout(self) -> RolloutResponse:
         return self.client.call(calls.rollout())
+
+    def plan(self) -> Plan:
+        """Of the current or latest attempt."""
+        return self.client.call(calls.plan())
 
     def events(self) -> list[dict[str, Any]]:
         """The whole log of the rollout, oldest first, as it goes on record."""
@@ -114,7 +123,11 @@ def _started(run: Run) -> Iterator[RunningService]:
     for name in ("models", KEYS):  # what the models' signatures are checked with lies beside them
         if not (run.service_dir / name).is_symlink():
             (run.service_dir / name).symlink_to(run.settings.paths.state_dir / name, target_is_directory=True)
-    own = {"HRM_SERVING__PORT": str(port), "HRM_PATHS__STATE_DIR": str(run.service_dir)}
+    own = {
+        "HRM_SERVING__PORT": str(port),
+        "HRM_PATHS__STATE_DIR": str(run.service_dir),
+        "HRM_ROLLOUT__DATABASE_URL_ENV": "null",  # never the desk's own rollout
+    }
     env = run.environment(**own) | ONE_THREAD
     env.pop("PREFECT_API_URL", None)  # the migration rolls back by itself; no automation shall start a second one
     log = run.folder / "logs" / "service.log"
@@ -128,7 +141,13 @@ def _started(run: Run) -> Iterator[RunningService]:
 
 
 def adopt_state(run: Run) -> bool:
-    """Let a later `hrm serve` begin where the run's own service ended, unless somebody decides there already."""
+    """Let a later `hrm serve` begin where the run's own service ended, unless somebody decides there already.
+
+    A state on a server is left alone: other hosts decide by it. `hrm rollout start` brings the model there.
+    """
+    if run.settings.rollout.database_url_env is not None:
+        log.info("state_not_adopted", reason="it is on a server", remedy="start the model with `hrm rollout start`")
+        return False
     own, shared = run.service_dir / "rollout.db", run.settings.paths.state_dir / "rollout.db"
     if not own.exists() or shared.exists():
         return False

@@ -50,16 +50,18 @@ def service_process(
 
 
 def _environment(settings: Settings) -> dict[str, str]:
-    """A settings file for the child, and the few variables that must win over inherited ones."""
+    """A settings file for the child, which tells nobody, and the few variables that must win over inherited ones."""
     file = settings.paths.state_dir / "service-settings.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
     tree = settings.model_dump(mode="json") | {"presets": {settings.preset: {}}}
+    tree["delivery"]["notifications"] |= {"webhooks": [], "email": None}
     file.write_text(yaml.safe_dump(tree), encoding="utf-8")
     return {
         "HRM_SETTINGS": str(file),
         "HRM_PRESET": settings.preset,
         "HRM_PATHS__STATE_DIR": str(settings.paths.state_dir),
         "HRM_SERVING__PORT": "0",
+        "HRM_ROLLOUT__DATABASE_URL_ENV": "null",  # a state of its own, unless `environ` says otherwise
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
     }

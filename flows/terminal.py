@@ -54,8 +54,9 @@ def _table(value: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.pretty import Pretty
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(show_header=False, box=None)
     for name, content in value.items():
-        table.add_row(name.replace("_", " "), content if isinstance(content, str) else Pretty(content))
+        table.add_row(name.replace("_", " "), Text(content) if isinstance(content, str) else Pretty(content))
     Console().print(table)

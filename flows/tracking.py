@@ -115,7 +115,7 @@ def _looks(uri: str, dataset_digest: str) -> Trials:
         known = _by_step(client, run, LOOK)
         sharpes += known.values()
         unrecorded += len(_by_step(client, run, UNMEASURED_LOOK).keys() - known.keys())
-    return Trials(tuple(sharpes), unrecorded)
+    return Trials(tuple(sorted(sharpes)), unrecorded)  # whichever training ended first
 
 
 def _runs(client: MlflowClient, experiment: Any, dataset_digest: str) -> Iterator[Run]:
@@ -216,6 +216,32 @@ def _client(uri: str) -> MlflowClient:
 def _experiment(client: MlflowClient) -> str:
     found: Any = client.get_experiment_by_name(EXPERIMENT)
     return found.experiment_id if found is not None else client.create_experiment(EXPERIMENT)
+
+
+def make_store(state_dir: Path) -> None:
+    """Before several processes record at once: of two that both create its tables one would go unrecorded."""
+    uri = _uri(state_dir)
+    try:
+        _experiment(_client(uri))
+    except Exception as error:  # whatever a store raises: trainings go on without their record
+        why = f"{type(error).__name__}: {error}".splitlines()[0]
+        log.warning("tracking_store_unavailable", uri=uri, why=why, effect="trainings go on unrecorded")
+
+
+def client_of(state_dir: Path) -> MlflowClient:
+    """Of the store that trainings are recorded in. Raises what MLflow raises."""
+    return _client(_uri(state_dir))
+
+
+def run_id_of(client: MlflowClient, folder: Path) -> str | None:
+    """Of the training in that folder; None where it was not recorded."""
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    if experiment is None:
+        return None
+    found = client.search_runs(
+        [experiment.experiment_id], filter_string=f"tags.`{RUN_TAG}` = '{folder}'", max_results=1
+    )
+    return str(found[0].info.run_id) if found else None
 
 
 def _create(client: MlflowClient, experiment: str, run: Description) -> str:

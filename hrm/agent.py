@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from core.actions import SAFE_DECISION, legal_actions
-from core.errors import DataError
+from core.errors import DataError, ModelError
 from core.observation import Observation, ObservationSchema
 from core.settings import Settings
 from hrm.act import AdaptiveComputationTime
 from hrm.batch import market_batch
 from hrm.checkpoint import load_checkpoint, save_checkpoint
+from hrm.checkpoint import load_model as load_weights
 from hrm.finetune import FineTuner
 from hrm.losses import Imitation
 from hrm.model import HierarchicalReasoningModel
@@ -148,6 +149,20 @@ class HRMAgent:
     def load_model(self, path: str | Path) -> None:
         """Read a checkpoint folder. Raises ModelError, changing nothing, if it is absent, damaged or another's."""
         load_checkpoint(Path(path), self.trainer)
+
+    def begin_with(self, path: str | Path) -> None:
+        """Start from the weights of a checkpoint folder, with everything else new: optimiser, schedule, rows.
+
+        Raises ModelError, changing nothing, if it is absent, damaged, or of another schema or architecture.
+        """
+        weights = load_weights(Path(path)).state_dict()
+        own = {name: tensor.shape for name, tensor in self.trainer.model.state_dict().items()}
+        if own != {name: tensor.shape for name, tensor in weights.items()}:
+            raise ModelError(
+                f"{path}: of another schema or architecture; train from scratch", code="other_architecture"
+            )
+        self.trainer.model.load_state_dict(weights)
+        self.trainer.ema.load_state_dict(weights)
 
     def _require_shapes(
         self,

@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from command_line import Said, said_here
 from signal_model import nifty_bars, publish_signal_follower
 
-import cli
 from core.settings import Settings, load_settings
 from flows.drill_models import publish_policy
 from trading.dataset import build_dataset
 from trading.files import load_market_bars
 from trading.market import session_days
-
-
-@dataclass(frozen=True)
-class Said:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> dict:
-        return json.loads(self.out.strip().splitlines()[-1])
 
 
 @pytest.fixture
@@ -52,14 +38,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
 
 @pytest.fixture
 def hrm(settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
-    def run(*arguments: object) -> Said:
-        monkeypatch.setattr(sys, "argv", ["hrm", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        said = capsys.readouterr()
-        return Said(int(ended.value.code or 0), said.out, said.err)
-
-    return run
+    return lambda *arguments: said_here(monkeypatch, capsys, *arguments)
 
 
 def pages(settings: Settings) -> list[str]:

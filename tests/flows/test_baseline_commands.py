@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
+from command_line import Said, said_here
 from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -23,7 +24,6 @@ from flows.baseline_commands import import_and_publish
 from serving.engine import load_engine
 from trading.features import schema
 
-HRM = Path(sys.executable).parent / "hrm"
 MARKET = {"TRAIN_SESSIONS": "20", "VALIDATION_SESSIONS": "12", "TEST_SESSIONS": "12", "BARS_PER_SESSION": "20"}
 SMALL = {f"HRM_SYNTHETIC_MARKET__{name}": value for name, value in MARKET.items()}
 
@@ -70,28 +70,27 @@ def archive(settings: Settings) -> Path:
     return file
 
 
-def hrm(settings: Settings, *arguments: str) -> subprocess.CompletedProcess[str]:
-    state = {"HRM_PATHS__STATE_DIR": str(settings.paths.state_dir), "OMP_NUM_THREADS": "1"}
-    environment = os.environ | SMALL | state
-    return subprocess.run([HRM, *arguments], capture_output=True, text=True, env=environment, timeout=200, check=False)
+@pytest.fixture
+def hrm(settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
+    for name, value in (SMALL | {"HRM_PATHS__STATE_DIR": str(settings.paths.state_dir)}).items():
+        monkeypatch.setenv(name, value)
+    return lambda *arguments: said_here(monkeypatch, capsys, *arguments)
 
 
-def last_line(answer: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    assert answer.returncode == 0, answer.stderr
-    found: dict[str, Any] = json.loads(answer.stdout.strip().splitlines()[-1])
-    return found
-
-
-def test_an_imported_agent_is_backtested_like_any_other(settings: Settings, archive: Path) -> None:
-    told = last_line(hrm(settings, "baseline", "import", str(archive), "--version", "mine", "--json"))
+def test_an_imported_agent_is_backtested_like_any_other(hrm: Callable[..., Said], archive: Path) -> None:
+    said = hrm("baseline", "import", archive, "--version", "mine", "--json")
+    assert said.code == 0, said.err
+    told = said.json
     assert told["model"] == "ppo/mine"
     assert told["action_space"] == "MultiDiscrete(nvec=(5, 4))"
     assert not told["generic"] and not told["normalized"]
-    tested = last_line(hrm(settings, "backtest", "--model", "ppo/mine", "--json"))
+    backtested = hrm("backtest", "--model", "ppo/mine", "--json")
+    assert backtested.code == 0, backtested.err
+    tested = backtested.json
     assert tested["decisions"] == sum(tested["action_counts"]) > 100
-    again = hrm(settings, "baseline", "import", str(archive), "--version", "mine")
-    assert again.returncode == 2
-    assert "exists already" in again.stderr
+    again = hrm("baseline", "import", archive, "--version", "mine")
+    assert again.code == 2
+    assert "exists already" in again.err
 
 
 def test_its_manifest_says_where_it_comes_from(settings: Settings, archive: Path) -> None:
@@ -102,11 +101,11 @@ def test_its_manifest_says_where_it_comes_from(settings: Settings, archive: Path
     assert manifest.observation == schema(settings.observation)
 
 
-def test_quantities_that_are_no_numbers_are_a_usage_error(settings: Settings, archive: Path) -> None:
-    answer = hrm(settings, "baseline", "import", str(archive), "--quantities", "1,many")
-    assert answer.returncode == 2
-    assert "'many' is no number" in answer.stderr
-    assert len(answer.stderr.splitlines()) == 1
+def test_quantities_that_are_no_numbers_are_a_usage_error(hrm: Callable[..., Said], archive: Path) -> None:
+    answer = hrm("baseline", "import", archive, "--quantities", "1,many")
+    assert answer.code == 2
+    assert "'many' is no number" in answer.err
+    assert len(answer.err.splitlines()) == 1
 
 
 def own_policy(settings: Settings, policy: type[ActorCriticPolicy], file: Path) -> Path:

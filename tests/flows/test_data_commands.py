@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from command_line import Said, said_here
 
 CLOCK = [f"{9 + (15 + 5 * bar) // 60:02d}:{(15 + 5 * bar) % 60:02d}" for bar in range(75)]
 DAYS = [f"2023-01-{day:02d}" for day in (2, 3, 4, 5, 6, 9, 10, 11, 12, 13)]
@@ -24,19 +22,17 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def check(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [str(Path(sys.executable).parent / "hrm"), "data", "check", *map(str, arguments)]
-    environ = os.environ | {"COLUMNS": "160"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environ)
+@pytest.fixture
+def check(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
+    monkeypatch.setenv("COLUMNS", "160")
+    return lambda *arguments: said_here(monkeypatch, capsys, "data", "check", *arguments)
 
 
-def last_line(answer: subprocess.CompletedProcess[str]) -> dict:
-    return json.loads(answer.stdout.strip().splitlines()[-1])
-
-
-def test_people_read_a_table_of_what_is_there_what_is_wrong_and_what_to_do(file: Path) -> None:
+def test_people_read_a_table_of_what_is_there_what_is_wrong_and_what_to_do(
+    file: Path, check: Callable[..., Said]
+) -> None:
     answer = check(file)
-    assert answer.returncode == 2
+    assert answer.code == 2
     for words in (
         "751 in 10 sessions",
         "300 s",
@@ -45,30 +41,30 @@ def test_people_read_a_table_of_what_is_there_what_is_wrong_and_what_to_do(file:
         "exact_duplicate",
         "row 9 ",
     ):
-        assert words in answer.stdout
-    assert "--fix" in answer.stdout
+        assert words in answer.out
+    assert "--fix" in answer.out
     assert [path.name for path in file.parent.iterdir()] == ["bars.csv"]
 
 
-def test_fix_writes_a_clean_copy_and_tells_each_repair(file: Path) -> None:
+def test_fix_writes_a_clean_copy_and_tells_each_repair(file: Path, check: Callable[..., Said]) -> None:
     answer = check(file, "--fix", "--json")
-    assert answer.returncode == 0, answer.stderr
-    said = last_line(answer)
+    assert answer.code == 0, answer.err
+    said = answer.json
     assert said["file"] == str(file)
     assert said["exact_duplicates"] == 1
     assert said["clean"]["file"] == str(file.with_name("bars.clean.csv"))
     assert [(repair["what"], repair["count"]) for repair in said["clean"]["repairs"]] == [("repeated rows dropped", 1)]
     assert said["clean"]["report"]["problems"] == said["clean"]["report"]["dropped_sessions"] == []
     again = check(file.with_name("bars.clean.csv"), "--fix", "--out", file.with_name("again.parquet"), "--json")
-    assert last_line(again)["clean"]["repairs"] == []
+    assert again.json["clean"]["repairs"] == []
     assert len(pd.read_parquet(file.with_name("again.parquet"))) == 750
 
 
-def test_people_read_the_repairs_too(file: Path) -> None:
+def test_people_read_the_repairs_too(file: Path, check: Callable[..., Said]) -> None:
     answer = check(file, "--fix")
-    assert answer.returncode == 0
-    assert "750 rows, clean" in answer.stdout
-    assert "repeated rows dropped" in answer.stdout
+    assert answer.code == 0
+    assert "750 rows, clean" in answer.out
+    assert "repeated rows dropped" in answer.out
 
 
 @pytest.mark.parametrize(
@@ -81,11 +77,11 @@ def test_people_read_the_repairs_too(file: Path) -> None:
     ],
 )
 def test_wrong_ways_to_ask_are_named_and_write_nothing(
-    file: Path, arguments: list[str], code: str, named: str, monkeypatch: pytest.MonkeyPatch
+    file: Path, check: Callable[..., Said], arguments: list[str], code: str, named: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(file.parent)
     answer = check("bars.csv", *arguments, "--json")
-    assert answer.returncode == 2
-    assert named in answer.stderr
-    assert last_line(answer)["error"]["code"] == code
+    assert answer.code == 2
+    assert named in answer.err
+    assert answer.json["error"]["code"] == code
     assert [path.name for path in file.parent.iterdir()] == ["bars.csv"]

@@ -22,6 +22,7 @@ from trading.evaluation import Evaluation
 
 TUNING = "HRM_TRAINING_PARAMS__FINE_TUNING__"
 FEW = {
+    "HRM_TRAINING_PARAMS__HRM__ROWS_PER_EPOCH": "12800",  # a stage A that there is something to ruin of
     "HRM_TRAINING_PARAMS__PPO__N_STEPS": "8",
     f"{TUNING}TOTAL_TIMESTEPS": "512",  # two updates
 }

@@ -12,6 +12,8 @@ from tiny_migration import tiny_settings
 from core.errors import ConfigError
 from core.manifest import IMPORTED, publish
 from core.settings import Serving
+from delivery.store import RolloutStore
+from delivery.transitions import Change, Command, RolloutState
 from flows import ppo_baseline_capture
 from flows.drill_models import golden, policy_graph
 from flows.incumbent import acting_ppo, live_state, require_free_or_own
@@ -19,8 +21,6 @@ from flows.phases import dataset_of
 from flows.ppo_baseline_capture import capture
 from flows.processes import free_port
 from flows.run_state import Run, inputs_of, open_run
-from serving.rollout import RolloutStore
-from serving.transitions import Change, Command, RolloutState
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What `prefect deploy --all` makes of prefect.yaml on a real server: Prefect ignores keys it does not know."""
+"""What a real server makes of prefect.yaml: Prefect ignores keys it does not know."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from typing import Any
 
 import httpx
 import pytest
+from prefect.client.orchestration import get_client
+
+from flows.up_deployments import _content, silent_runs
+from flows.up_prefect import HEARTBEAT_S
 
 ROOT = Path(__file__).parent.parent.parent
 FLOWS = {
@@ -20,21 +24,26 @@ FLOWS = {
     "rollback",
     "migration",
     "retraining",
+    "drift_check",
+    "registry_sync",
+    "rollback_drill",
+    "sweep",
+    "walk_forward",
+    "rollout_pause",
+    "alert",
 }
+URGENT = {"rollback", "rollout_pause", "alert"}
+BARS = "/bars/of the desk.parquet"
 
 
 @pytest.fixture(scope="module")
 def api(prefect_server: dict[str, str]):
     """The server's API after a deployment of everything."""
-    env = prefect_server | {"HRM_ROOT": str(ROOT), "PYTHONPATH": str(ROOT)}
-    for arguments in (
-        ["work-pool", "create", "hrm", "--type", "process"],
-        ["work-queue", "create", "critical", "--pool", "hrm", "--priority", "1"],
-        ["--no-prompt", "deploy", "--all"],
-    ):
-        command = [sys.executable, "-m", "prefect", *arguments]
-        done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
+    env = prefect_server | {"PYTHONPATH": str(ROOT), "PREFECT_LOGGING_LEVEL": "ERROR", "DESK_DATA": BARS}
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.up_deployments"], env=env, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
     user, password = env["PREFECT_API_AUTH_STRING"].split(":", 1)
     with httpx.Client(base_url=env["PREFECT_API_URL"], auth=(user, password), trust_env=False) as client:
         yield client
@@ -45,6 +54,11 @@ def deployments(api: httpx.Client) -> dict[str, dict[str, Any]]:
     """By the name of the flow."""
     flows = {flow["id"]: flow["name"] for flow in api.post("/flows/filter", json={}).json()}
     return {flows[one["flow_id"]]: one for one in api.post("/deployments/filter", json={}).json()}
+
+
+@pytest.fixture(scope="module")
+def automations(api: httpx.Client) -> dict[str, dict[str, Any]]:
+    return {one["name"]: one for one in api.post("/automations/filter", json={}).json()}
 
 
 def test_every_flow_is_deployed_from_the_checkout(deployments):
@@ -59,37 +73,120 @@ def test_every_flow_is_deployed_from_the_checkout(deployments):
         assert Path(step["directory"]).samefile(ROOT)
 
 
-def test_only_the_rollback_is_urgent_and_unlimited(deployments):
+def test_what_cannot_wait_is_urgent_and_unlimited(api, deployments):
     for name, deployment in deployments.items():
         limit = deployment["global_concurrency_limit"]
-        if name == "rollback":
+        if name in URGENT:
             assert deployment["work_queue_name"] == "critical"
             assert limit is None
         else:
             assert deployment["work_queue_name"] == "default"
             assert limit["limit"] == 1
-            assert deployment["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
+            wanted = "ENQUEUE" if name == "retraining" else "CANCEL_NEW"  # bars that arrive meanwhile are not lost
+            assert deployment["concurrency_options"]["collision_strategy"] == wanted
+    assert api.get("/work_pools/hrm/queues/critical").json()["priority"] == 1
 
 
-def test_retraining_runs_on_saturdays_in_india(deployments):
-    (schedule,) = deployments["retraining"]["schedules"]
-    assert schedule["active"]
-    assert schedule["schedule"]["cron"] == "0 7 * * 6"
-    assert schedule["schedule"]["timezone"] == "Asia/Kolkata"
-    assert all(not one["schedules"] for name, one in deployments.items() if name != "retraining")
+def test_retraining_and_the_drill_run_in_india_while_markets_are_closed(deployments):
+    crons = {
+        "retraining": {"30 16 * * 1-5", "0 7 * * 6"},
+        "rollback_drill": {"0 10 * * 0"},
+        "drift_check": {"0 16 * * 1-5"},
+        "registry_sync": {"*/10 * * * *"},
+    }
+    for name, wanted in crons.items():
+        schedules = deployments[name]["schedules"]
+        assert {one["schedule"]["cron"] for one in schedules} == wanted
+        assert all(one["active"] and one["schedule"]["timezone"] == "Asia/Kolkata" for one in schedules)
+    assert all(not one["schedules"] for name, one in deployments.items() if name not in crons)
 
 
-def test_a_breach_of_an_slo_starts_the_rollback(api, deployments):
-    (automation,) = api.post("/automations/filter", json={}).json()
+def test_schedules_look_at_what_the_desk_trades(deployments, automations):
+    for name in ("retraining", "drift_check"):
+        looked_at = deployments[name]["parameters"]
+        assert (looked_at["data"], looked_at["symbol"]) == (BARS, "")
+    (arrived,) = automations["hrm-data-arrived-to-retraining"]["actions"]
+    assert arrived["parameters"]["symbol"] is None  # what arrived, whatever is usually fetched
+
+
+def test_a_deployed_promotion_asks_a_person(deployments):
+    asking = {name for name, one in deployments.items() if one["parameters"].get("approval") is True}
+    assert asking == {"migration", "full_deployment"}
+
+
+@pytest.mark.parametrize(
+    ("name", "flow", "match", "expect", "parameters"),
+    [
+        (
+            "hrm-slo-breach-to-rollback",
+            "rollback",
+            {"prefect.resource.id": "hrm.serving.*"},
+            {"hrm.serving.slo-breach"},
+            {"reason": "event.payload.reason", "event_id": "event.id | string", "version": "event.payload.version"},
+        ),
+        (
+            "hrm-drift-to-pause",
+            "rollout_pause",
+            {"prefect.resource.id": "hrm.data.*"},
+            {"hrm.data.drift"},
+            {"reason": "event.payload.reason", "event_id": "event.id | string"},
+        ),
+        (
+            "hrm-data-arrived-to-retraining",
+            "retraining",
+            {"prefect.resource.id": "hrm.data.*"},
+            {"hrm.data.arrived"},
+            {"data": "event.payload.file"},
+        ),
+        (
+            "hrm-action-failed-to-alert",
+            "alert",
+            {
+                "prefect.resource.id": "prefect.automation.*",
+                "prefect.resource.name": ["hrm-*-to-rollback", "hrm-*-to-pause", "hrm-*-to-retraining"],
+            },
+            {"prefect.automation.action.failed"},
+            {"title": "event.resource.name", "text": "event.payload.reason", "event_id": "event.id | string"},
+        ),
+        (
+            "hrm-run-failed-to-alert",
+            "alert",
+            {"prefect.resource.id": "prefect.flow-run.*"},
+            {"prefect.flow-run.Failed", "prefect.flow-run.Crashed", "prefect.flow-run.TimedOut"},
+            {"title": "event.resource.name", "event_id": "event.id | string"},
+        ),
+    ],
+)
+def test_an_event_starts_its_flow_at_once(automations, deployments, name, flow, match, expect, parameters):
+    automation = automations[name]
     trigger = automation["trigger"]
     assert automation["enabled"]
-    assert trigger["posture"] == "Reactive"
-    assert trigger["expect"] == ["hrm.serving.slo-breach"]
-    assert trigger["match"] == {"prefect.resource.id": "hrm.serving.*"}
+    assert (trigger["posture"], trigger["threshold"], trigger["within"]) == ("Reactive", 1, 0)
+    assert trigger["match"] == match
+    assert set(trigger["expect"]) == expect
     assert trigger["for_each"] == ["prefect.resource.id"]
     (action,) = automation["actions"]
-    assert action["deployment_id"] == deployments["rollback"]["id"]
-    assert action["parameters"]["reason"] == {"template": "{{ event.payload.reason }}", "__prefect_kind": "jinja"} or (
-        action["parameters"]["reason"] == "{{ event.payload.reason }}"
-    )
-    assert "event.id | string" in str(action["parameters"]["event_id"])
+    assert action["deployment_id"] == deployments[flow]["id"]
+    assert {key: value for key, value in parameters.items() if value not in str(action["parameters"][key])} == {}
+
+
+def test_an_alert_of_failed_runs_is_not_about_alerts(automations, deployments):
+    related = automations["hrm-run-failed-to-alert"]["trigger"]["match_related"]
+    assert related == {"prefect.resource.role": "tag", "prefect.resource.id": "prefect.tag.hrm"}
+    assert {name for name, one in deployments.items() if "hrm" not in one["tags"]} == {"alert"}
+
+
+def test_a_run_that_stopped_saying_that_it_lives_is_crashed(automations):
+    automation = automations["hrm-silent-run-to-crashed"]
+    trigger = automation["trigger"]
+    assert (trigger["posture"], trigger["after"]) == ("Proactive", ["prefect.flow-run.heartbeat"])
+    assert {"prefect.flow-run.heartbeat", "prefect.flow-run.Completed"} < set(trigger["expect"])
+    assert trigger["within"] > 2 * HEARTBEAT_S
+    (action,) = automation["actions"]
+    assert (action["type"], action["state"]) == ("change-flow-run-state", "CRASHED")
+
+
+def test_deploying_again_leaves_the_automation_of_silent_runs_alone(automations):
+    with get_client(sync_client=True) as client:
+        (found,) = client.read_automations_by_name("hrm-silent-run-to-crashed")
+    assert _content(found) == _content(silent_runs())

@@ -34,7 +34,8 @@ class Scripted:
         if self.fails:
             raise RolloutError("gone")
         shadow_of = "challenger" if self.acting == "champion" else "champion"
-        answer = hold(question, "script").model_copy(update=self._part(self.acting, question))
+        told = self._part(self.acting, question) | {"account": self.acting}
+        answer = hold(question, "script").model_copy(update=told)
         facts = answer.model_dump(include=set(Decision.model_fields)) | self._part(shadow_of, question)
         return answer.model_copy(update={"shadow": Decision.model_validate(facts)})
 

@@ -25,13 +25,10 @@ from trading.observations import observe
 from trading.stream import FeatureWindow, replay
 from trading.synthetic import simulate
 
-HRM = "HRM_HIERARCHICAL_REASONING_MODEL__"
 SMALL = TINY | {
     "HRM_OBSERVATION__WINDOW": "12",
     "HRM_OBSERVATION__PATCH": "4",
     "HRM_OBSERVATION__TIMEFRAMES": "[{name: 15min, bars: 8}, {name: day, bars: 4}]",
-    f"{HRM}HIERARCHICAL__N_CYCLES": "1",
-    f"{HRM}HIERARCHICAL__T_TIMESTEPS": "1",
 }
 STEPS = 5
 

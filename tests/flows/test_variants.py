@@ -31,10 +31,7 @@ from serving.store import StoredModel, load_version
 from trading.dataset import Dataset, build_dataset, training_table
 from trading.observations import observe
 
-HRM = "HRM_HIERARCHICAL_REASONING_MODEL__"
 SMALL = TINY | {
-    f"{HRM}HIERARCHICAL__N_CYCLES": "1",
-    f"{HRM}HIERARCHICAL__T_TIMESTEPS": "1",
     "HRM_TRAINING_PARAMS__HRM__EMA_DECAY": "0.98",
     "HRM_TRAINING_PARAMS__HRM__WARMUP_STEPS": "10",
 }
@@ -88,6 +85,7 @@ def with_gate(settings: Settings, **limits: Mapping[str, float]) -> Settings:
 
 
 @pytest.mark.parametrize("storage", ["fp32", "fp16", "int8", "static_int8"])
+@pytest.mark.usefixtures("exported_once")
 def test_a_variant_that_passes_is_published_with_the_gates_numbers_and_served_as_it_is(
     trained: HierarchicalReasoningModel, settings: Settings, data: Dataset, storage: Storage
 ) -> None:
@@ -130,6 +128,7 @@ def test_agreement_counts_what_the_reference_sees(trained: HierarchicalReasoning
     assert ratios["depth_agreement_ratio"] < 1.0
 
 
+@pytest.mark.usefixtures("exported_once")
 def test_a_variant_that_fails_its_gate_is_refused_by_how_much_and_not_published(
     trained: HierarchicalReasoningModel, settings: Settings
 ) -> None:
@@ -141,7 +140,7 @@ def test_a_variant_that_fails_its_gate_is_refused_by_how_much_and_not_published(
 
 @pytest.fixture
 def exported_once(trained: HierarchicalReasoningModel, segment: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exports of `trained` in float32 take no time."""
+    """`trained` was exported already, in earnest: every format is made of the same graph. Only the time is saved."""
     monkeypatch.setattr("hrm.export.export_segment", lambda _: segment)
 
 
@@ -196,8 +195,10 @@ def test_auto_keeps_the_exact_format_where_integers_decide_otherwise(
 
 
 @pytest.fixture(scope="module")
-def integers(trained: HierarchicalReasoningModel, settings: Settings) -> StoredModel:
-    publish(trained, settings, "integers", "static_int8")
+def integers(trained: HierarchicalReasoningModel, segment: bytes, settings: Settings) -> StoredModel:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hrm.export.export_segment", lambda _: segment)
+        publish(trained, settings, "integers", "static_int8")
     return load_version(store_of(settings), "hrm/integers", size_limit_mb=100)
 
 

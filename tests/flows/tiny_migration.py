@@ -11,6 +11,8 @@ from core.settings import Settings, load_settings
 LENIENT = "[{metric: model_mb, max: 100, why: a test}]"
 TINY = {
     "HRM_PRESET": "compact",
+    "HRM_HIERARCHICAL_REASONING_MODEL__HIERARCHICAL__N_CYCLES": "1",  # exported in a third of the time
+    "HRM_HIERARCHICAL_REASONING_MODEL__HIERARCHICAL__T_TIMESTEPS": "1",
     "HRM_SYNTHETIC_MARKET__BARS_PER_SESSION": "16",
     "HRM_SYNTHETIC_MARKET__TRAIN_SESSIONS": "60",
     "HRM_SYNTHETIC_MARKET__VALIDATION_SESSIONS": "20",
@@ -23,7 +25,7 @@ TINY = {
     "HRM_GATES__HRM_TRAINING": LENIENT,
     "HRM_GATES__PARALLEL_VALIDATION": "[{metric: decisions, min: 1, why: a test}]",
     "HRM_GATES__GRADUAL_MIGRATION": "[{metric: challenger_decisions, min: 1, why: a test}]",
-    "HRM_TRIGGERS__MIN_SAMPLES": "1000000",  # the guard sleeps: a busy test machine is slow
+    "HRM_TRIGGERS__LATENCY_MS": "1000000",  # the guard sleeps: a busy test machine is slow
     "HRM_TRIGGERS__PERFORMANCE_BATCH": "1000000",
     "HRM_PERFORMANCE__INFERENCE_TIMEOUT_MS": "1000",
     "HRM_SERVING__PORT": "9",  # nobody listens on the discard port: a service of its own is started
