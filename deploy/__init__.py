@@ -1,0 +1,1 @@
+"""What the desk is shipped with and watched by: images, compose, Kubernetes, Prometheus, Grafana."""
