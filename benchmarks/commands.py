@@ -128,6 +128,59 @@ def serving(  # noqa: PLR0913, PLR0917 - options of a command line
 
 
 @app.command()
+def rollback(
+    kills: Annotated[int, typer.Option(min=1, help="Writers to kill, on each database; 10000 for the goal.")] = 200,
+    rollbacks: Annotated[int, typer.Option(min=1, help="To be seen by eight workers.")] = 100,
+    orders: Annotated[int, typer.Option(min=1, help="Sent while epochs change; 1000000 for the goal.")] = 20_000,
+    months: Annotated[int, typer.Option(min=4, help="In which nothing is wrong, simulated.")] = 1000,
+    only: Annotated[str | None, typer.Option(help="Some parts only, such as seen,blind.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Rollbacks under kill -9, to others, with the database gone, and for nothing; exits with 1 if a goal is missed."""
+    from benchmarks.rollback import run
+
+    found = run(kills=kills, rollbacks=rollbacks, orders=orders, months=months, only=only)
+    answer(found, as_json)
+    if not all(goal["reached"] for goal in found["goals"]):
+        raise typer.Exit(1)
+
+
+@app.command()
+def live(
+    kills: Annotated[int, typer.Option(min=1, help="Live processes to kill; 1000 for the goal.")] = 50,
+    seed: Annotated[int, typer.Option(min=0, help="Of where they die and what fails.")] = 0,
+    only: Annotated[str | None, typer.Option(help="Some parts only, such as kills.")] = None,
+    keep: Annotated[Path | None, typer.Option(help="A new folder for the ledgers and logs of the killed.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Five-minute bars of the session, instead of made-up ones.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """The live desk under kill -9, and a whole session, on an emulated broker; exits with 1 if a goal is missed."""
+    from benchmarks.live import run
+
+    found = run(kills=kills, seed=seed, only=only, keep=keep, data=existing(data))
+    answer(found, as_json)
+    if not all(goal["reached"] for goal in found["goals"]):
+        raise typer.Exit(1)
+
+
+@app.command()
+def dashboard(
+    clients: Annotated[int, typer.Option(min=1, help="Connections that read; 200 for the goal.")] = 200,
+    duration_s: Annotated[
+        float, typer.Option(min=1, help="Seconds of decisions; 90 for the slow one to be seen.")
+    ] = 90.0,
+    as_json: AsJson = False,
+) -> None:
+    """The live stream, from a record to every client, beside one that never reads; exits with 1 if a goal is missed."""
+    from benchmarks.dashboard import run
+
+    found = run(clients=clients, duration_s=duration_s)
+    answer(found, as_json)
+    if not all(goal["reached"] for goal in found["goals"]):
+        raise typer.Exit(1)
+
+
+@app.command()
 def ppo(preset: Preset = None, as_json: AsJson = False) -> None:
     """Training samples per second of the reference PPO beside stable-baselines3's."""
     from benchmarks.ppo import run

@@ -29,9 +29,5 @@ def score_difference(ours: Evaluation, theirs: Evaluation) -> Interval:
     return score_interval(replace(ours, regret_bps=unsaved))
 
 
-def scaled(interval: Interval, factor: float) -> Interval:
-    return Interval(interval.value * factor, interval.ci95_low * factor, interval.ci95_high * factor)
-
-
 def named(name: str, interval: Interval) -> dict[str, float]:
     return {name: interval.value, "ci95_low": interval.ci95_low, "ci95_high": interval.ci95_high}

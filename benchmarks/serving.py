@@ -101,7 +101,8 @@ class _Bench:
             state_dir = self._folder / preset
             serving = settings.serving.model_copy(update={"workers": self._plan.workers})
             paths = settings.paths.model_copy(update={"state_dir": state_dir})
-            settings = settings.model_copy(update={"paths": paths, "serving": serving})
+            rollout = settings.rollout.model_copy(update={"database_url_env": None})
+            settings = settings.model_copy(update={"paths": paths, "serving": serving, "rollout": rollout})
             manifest = publish_model(settings, state_dir / "models", self._plan.storage)
             self._models[preset] = Model(settings, manifest)
         return self._models[preset]
@@ -258,6 +259,7 @@ def table(found: dict[str, Any]) -> None:
 
     rows = Table("figure", "measured", "goal", "reached", box=None)
     for goal in found["goals"]:
-        rows.add_row(goal["figure"], f"{goal['value']:.4g}", goal["goal"], "yes" if goal["reached"] else "NO")
+        value = "not measured" if goal["value"] is None else f"{goal['value']:.4g}"
+        rows.add_row(goal["figure"], value, goal["goal"], "yes" if goal["reached"] else "NO")
     console = Console()
     console.print(rows, Pretty({name: value for name, value in found.items() if name != "goals"}))

@@ -68,7 +68,12 @@ def soak(model: Model, asked: Questions, seconds: float) -> dict[str, Any]:
         "latency_ms": found["latency_ms"],
         "changes": changed.made,
         "unhealthy": changed.unhealthy,
-        "rss_mb": {"first": float(rss[0, 1]), "last": float(rss[-1, 1]), "max": float(rss[:, 1].max())},
+        "rss_mb": {
+            "first": float(rss[0, 1]),
+            "last": float(rss[-1, 1]),
+            "max": float(rss[:, 1].max()),
+            "by_part": [float(np.median(part)) for part in np.array_split(rss[:, 1], PARTS) if len(part)],
+        },
         "slope_mb_per_hour": slope_mb_per_hour(rss),
     }
 

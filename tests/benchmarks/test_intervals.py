@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from baselines import rules
-from benchmarks.intervals import over_seeds, scaled, score_difference
+from benchmarks.intervals import over_seeds, score_difference
 from trading.bootstrap import Interval
 from trading.dataset import Dataset
 from trading.evaluation import evaluate, score_interval
@@ -32,7 +32,3 @@ def test_a_policy_differs_from_itself_by_nothing(small_data: Dataset) -> None:
     difference = score_difference(flat, long)
     assert difference.value == pytest.approx(score_interval(flat).value - score_interval(long).value)
     assert difference.ci95_low < difference.value < difference.ci95_high
-
-
-def test_scaling_moves_all_three_numbers() -> None:
-    assert scaled(Interval(1.0, -2.0, 3.0), 2.0) == Interval(2.0, -4.0, 6.0)
