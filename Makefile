@@ -12,10 +12,16 @@ export OMP_NUM_THREADS ?= 1
 RUNTIME := $(VENV)/.runtime
 DEV := $(VENV)/.dev
 .DEFAULT_GOAL := help
-.PHONY: help migrate serve trade test test-slow check format bench clean
+.PHONY: help up down migrate serve trade test test-slow chaos rehearse docs check format bench clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+up: $(RUNTIME)  ## everything on this machine: Prefect, flows, service, dashboard, paper trading; DATA=bars.parquet, ARGS='--backend-port 8300'
+	$(BIN)/hrm up $(if $(DATA),--data "$(DATA)") $(ARGS)
+
+down: $(RUNTIME)  ## end what `make up` started
+	$(BIN)/hrm down $(ARGS)
 
 migrate: $(RUNTIME)  ## the whole migration from PPO to HRM: DATA=bars.parquet for your own, ARGS='--seed 1' for options
 	$(BIN)/hrm migrate $(if $(DATA),--data "$(DATA)") $(ARGS)
@@ -27,10 +33,20 @@ trade: $(RUNTIME)  ## paper trading against the running service
 	$(BIN)/hrm trade $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 test: $(DEV)  ## all tests but the slow ones, two files at a time
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
 
 test-slow: $(DEV)  ## the proofs that take minutes or the whole machine
 	$(BIN)/python -m pytest -m slow --timeout 1800 $(ARGS)
+
+chaos: $(DEV)  ## rollbacks under 10,000 kills, stale orders by the million, the live desk killed 1,000 times: two hours
+	$(BIN)/hrm bench rollback --kills 10000 --rollbacks 500 --orders 1000000 $(ARGS)
+	$(BIN)/hrm bench live --only kills --kills 1000 $(ARGS)
+
+rehearse: $(RUNTIME)  ## a trading day that goes wrong: canary, rollback, hand-over, and a page about it
+	$(BIN)/hrm rollout rehearse $(if $(DATA),--data "$(DATA)") $(ARGS)
+
+docs: $(DEV)  ## the documents and the reference as a site, in build/site
+	$(BIN)/zensical build --strict
 
 check: $(DEV)  ## format, lint, types, architecture
 	$(BIN)/ruff format --check .

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
-import time
-from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from typer._click.exceptions import ClickException
@@ -22,28 +19,46 @@ from benchmarks import commands as bench
 from core.errors import ConfigError, HrmSystemError
 from core.log import configure_logging, configure_service_logging
 from core.settings import Settings, load_settings
-from flows import backtest_commands, baseline_commands, book_commands, data_commands, key_commands, replay_commands
+from flows import (
+    backtest_commands,
+    baseline_commands,
+    book_commands,
+    data_commands,
+    explain_commands,
+    fyers_commands,
+    key_commands,
+    live_commands,
+    replay_commands,
+    rollout_commands,
+    sweep_commands,
+    trade_commands,
+    up_commands,
+)
 from flows.options import AsJson, Data, Format, Preset, Seed, existing
 from flows.terminal import answer, disk_problem, fail
 
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, help="Move from PPO to HRM, gated and reversible."
 )
-rollout_app = typer.Typer(no_args_is_help=True, help="Ask and steer the rollout of the running service.")
-app.add_typer(rollout_app, name="rollout")
+app.add_typer(rollout_commands.app, name="rollout")
 app.add_typer(data_commands.app, name="data")
 app.add_typer(bench.app, name="bench")
 app.add_typer(baseline_commands.app, name="baseline")
 app.add_typer(book_commands.app, name="book")
 app.add_typer(key_commands.app, name="keys")
 app.add_typer(key_commands.models_app, name="models")
+app.add_typer(trade_commands.app, name="trade")
+app.add_typer(fyers_commands.app, name="fyers")
 app.command()(backtest_commands.backtest)
 app.command()(replay_commands.replay)
+app.command()(explain_commands.explain)
+app.command()(sweep_commands.sweep)
+app.command()(sweep_commands.walk_forward)
+app.command()(up_commands.up)
+app.command()(up_commands.down)
+app.command()(up_commands.ps)
 
 INTERRUPTED = 130  # as shells report a process that Ctrl-C ended
-SERVICE_WAIT_S = 10.0  # a service that was started a moment ago is given time to warm its models
-
-Reason = Annotated[str, typer.Option(help="Written into the rollout's log.")]
 
 
 class Algorithm(StrEnum):
@@ -160,22 +175,35 @@ def serve(
     run(_settings(None), champion=champion)
 
 
-@app.command()
-def trade(
+@trade_commands.app.callback(invoke_without_command=True)
+def trade(  # noqa: PLR0913, PLR0917 - a command's options
+    context: typer.Context,
     data: Data = None,
     seed: Seed = 0,
     sessions: Annotated[int, typer.Option(min=1, help="Synthetic sessions to trade, after a warm-up.")] = 10,
     bars_per_s: Annotated[float | None, typer.Option(help="Replay speed; as fast as possible by default.")] = None,
+    live: live_commands.IsLive = False,
+    real_orders: live_commands.RealOrders = False,
+    confirm: live_commands.Confirm = None,
     as_json: AsJson = False,
 ) -> None:
-    """Trade on paper: replay bars, ask the running service, keep a ledger. Continues after a crash."""
+    """Trade on paper: replay bars, or --live at Fyers' prices. Asks the running service, continues after a crash."""
+    if context.invoked_subcommand is not None:
+        return
+    if live:
+        live_commands.trade_live(
+            _settings(None), existing(data), real_orders=real_orders, confirm=confirm, as_json=as_json
+        )
+        return
     from dataclasses import asdict
 
+    from flows.asking import ask, service_url
     from serving import calls
+    from serving.local_token import read_or_create_token
     from trading.costs import flat_costs, nse_index_future_costs
     from trading.dataset import WARM_UP_SESSIONS
     from trading.files import load_market_bars
-    from trading.live import run_paper
+    from trading.paper_replay import run_paper
     from trading.service import DecisionClient
     from trading.synthetic import simulate
 
@@ -187,9 +215,9 @@ def trade(
     else:
         bars, cost = load_market_bars(path), nse_index_future_costs(settings.trading.slippage_bps)
         first_session = 0
-    if _ask_service(settings, calls.rollout()).champion is None:
+    if ask(settings, calls.rollout()).champion is None:
         raise ConfigError("the service has no champion yet; `hrm migrate` or `hrm rollout start` names one")
-    with DecisionClient(_service_url(settings), _token(settings)) as service:
+    with DecisionClient(service_url(settings), read_or_create_token(settings.paths.state_dir)) as service:
         report = run_paper(bars, settings, service, cost=cost, bars_per_s=bars_per_s, first_session=first_session)
     if 0 < report.decisions == report.held_without_answer:
         fail("no_decisions", f"the service decided none of {report.decisions} bars; see its log")
@@ -200,57 +228,17 @@ def trade(
 
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
-    """Check this machine: versions, providers, GPU, settings, disk, port."""
-    from flows.doctor import examine
+    """What this machine lacks and how to get it: packages, GPU, disk, port, models, broker, tools."""
+    from rich.console import Console
+
+    from flows.doctor import examine, screen
 
     findings = examine(_settings(None))
-    answer(findings, as_json)
+    if as_json:
+        answer(findings, as_json)
+    else:
+        Console().print(screen(findings))
     raise typer.Exit(0 if findings["healthy"] else 2)
-
-
-def _rollout_command(name: str) -> Callable[[str, bool], None]:
-    def command(reason: Reason = "", as_json: AsJson = False) -> None:
-        from serving import calls
-
-        call = calls.rollout() if name == "status" else calls.command(name, reason=reason, actor="cli")  # type: ignore[arg-type] # one of the names below
-        answer(_ask_service(_settings(None), call).model_dump(mode="json"), as_json)
-
-    return command
-
-
-for _name, _help in {
-    "status": "Phase, weight, champion and challenger, statistics, and why it was rolled back.",
-    "pause": "Stop advancing; the weight stays.",
-    "resume": "Advance again.",
-    "promote": "One step further; after the last step the challenger becomes champion.",
-    "abort": "Take all traffic from the challenger, now. Latched.",
-    "rollback": "Back to the last good champion, even after promotion. Latched.",
-}.items():
-    rollout_app.command(_name, help=_help)(_rollout_command(_name))
-
-
-@rollout_app.command()
-def start(
-    champion: Annotated[str, typer.Option(help="Who decides now: name/version.")],
-    challenger: Annotated[str, typer.Option(help="Who wants to: name/version.")],
-    reason: Reason = "",
-    as_json: AsJson = False,
-) -> None:
-    """Load a challenger and evaluate it in the shadow; it decides nothing until `promote`."""
-    from serving import calls
-
-    call = calls.start(champion, challenger, reason=reason, actor="cli")
-    answer(_ask_service(_settings(None), call).model_dump(mode="json"), as_json)
-
-
-@rollout_app.command()
-def drill(as_json: AsJson = False) -> None:
-    """Break a challenger in a live service under load, once per trigger, and time the rollback."""
-    from flows.drill import run_drill
-
-    with tempfile.TemporaryDirectory(prefix="hrm-drill-") as folder:
-        results = run_drill(_settings(None), Path(folder))
-    answer({"triggers": results}, as_json)
 
 
 def main() -> None:
@@ -274,35 +262,6 @@ def main() -> None:
 
 def _settings(preset: str | None) -> Settings:
     return load_settings(preset=preset)
-
-
-def _service_url(settings: Settings) -> str:
-    return f"http://{settings.serving.host}:{settings.serving.port}"
-
-
-def _token(settings: Settings) -> str:
-    from serving.auth import read_or_create_token
-
-    return read_or_create_token(settings.paths.state_dir)
-
-
-def _ask_service(settings: Settings, call: Any) -> Any:
-    """The running service's answer; one that was started a moment ago is waited for."""
-    from serving.calls import ServiceError
-    from serving.client import ServiceClient
-
-    deadline = time.monotonic() + SERVICE_WAIT_S
-    with ServiceClient(_service_url(settings), _token(settings)) as client:
-        while True:
-            try:
-                return client.call(call)
-            except ServiceError as error:
-                if error.status or not error.unsent:  # only what was never sent is safe to ask again, whatever it is
-                    raise
-                if time.monotonic() > deadline:
-                    message = f"no service answers at {_service_url(settings)} ({error}); start it with `hrm serve`"
-                    raise ConfigError(message, code="no_service") from None
-                time.sleep(0.2)
 
 
 if __name__ == "__main__":

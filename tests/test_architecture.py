@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("core", "hrm", "baselines", "trading", "serving", "backend", "flows", "benchmarks")
+PACKAGES = ("core", "hrm", "baselines", "trading", "serving", "delivery", "backend", "flows", "benchmarks")
 LIMIT = 400  # lines of a module
 
 

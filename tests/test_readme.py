@@ -27,7 +27,7 @@ def free_port() -> int:
 
 def test_the_first_screen_names_targets_that_exist() -> None:
     targets = [line.split()[1] for line in BLOCKS[0].splitlines() if line.startswith("make ")]
-    assert targets == ["migrate", "test"]
+    assert targets == ["up", "down", "migrate", "test"]
     for target in targets:
         subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True)
 
@@ -45,5 +45,5 @@ def test_training_serving_trading_and_rolling_out_work_as_written(tmp_path) -> N
         ["bash", "-mc", script], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False
     )
     assert answer.returncode == 0, answer.stdout[-3000:] + answer.stderr[-3000:]
-    assert "rolled_back" in answer.stdout
+    assert "rolled back" in answer.stdout
     assert "not convinced" in answer.stdout

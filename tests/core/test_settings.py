@@ -2,6 +2,7 @@ import pytest
 
 from core.errors import ConfigError
 from core.settings import load_settings
+from core.settings_file import secret
 
 
 def test_every_preset_loads() -> None:
@@ -67,3 +68,31 @@ def test_the_environment_beats_the_preset_which_beats_the_file() -> None:
     assert load_settings(preset="seed", environ={}).hierarchical_reasoning_model.architecture.hidden_dim == 256
     assert load_settings(preset="compact", environ={}).hierarchical_reasoning_model.architecture.hidden_dim == 64
     assert load_settings(preset="compact", environ=environ).hierarchical_reasoning_model.architecture.hidden_dim == 32
+
+
+def test_a_secret_comes_from_its_variable_or_file_and_is_never_shown(tmp_path) -> None:
+    file = tmp_path / "password"
+    file.write_text("  from a file\n")
+    named = {"HRM_SMTP_PASSWORD_FILE": str(file)}
+    both = secret("HRM_SMTP_PASSWORD", {"HRM_SMTP_PASSWORD": "given", **named})
+    alone = secret("HRM_SMTP_PASSWORD", named)
+    assert both is not None and both.get_secret_value() == "given"
+    assert alone is not None and alone.get_secret_value() == "from a file" and "file" not in repr(alone)
+    assert secret("HRM_SMTP_PASSWORD", {"HRM_SMTP_PASSWORD": " "}) is None
+    file.write_text("rotated")
+    again = secret("HRM_SMTP_PASSWORD", named)
+    assert again is not None and again.get_secret_value() == "rotated"
+    file.unlink()
+    with pytest.raises(ConfigError, match=r"HRM_SMTP_PASSWORD_FILE: .*password is not readable"):
+        secret("HRM_SMTP_PASSWORD", named)
+
+
+def test_secrets_in_the_environment_are_no_settings() -> None:
+    secrets = {"HRM_WEBHOOK_SECRET": "whsec_sesame", "HRM_SMTP_PASSWORD_FILE": "/run/secrets/smtp"}
+    assert "sesame" not in repr(load_settings(environ=secrets))
+
+
+def test_a_mail_users_password_is_not_sent_in_clear() -> None:
+    email = "{host: m, port: 25, tls: none, user: desk, sender: a@b.c, recipients: [d@e.f], min_severity: info}"
+    with pytest.raises(ConfigError, match=r"delivery\.notifications\.email: a user's password is not sent in clear"):
+        load_settings(environ={"HRM_DELIVERY__NOTIFICATIONS__EMAIL": email})

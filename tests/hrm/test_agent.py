@@ -126,6 +126,22 @@ def test_learning_from_experiences_changes_the_decider_and_an_empty_list_does_no
     assert not all(torch.equal(value, before[name]) for name, value in made.model.state_dict().items())
 
 
+def test_an_agent_begins_with_saved_weights_and_nothing_else_of_them(tmp_path: Path) -> None:
+    old, new = agent(), agent(seed=5)
+    old.learn([Experience(observation(row), np.array([3.0, 0.0, -6.0], np.float32), 2.0) for row in range(4)])
+    old.save_model(tmp_path)
+    new.begin_with(tmp_path)
+    for weights in (new.model, new.trainer.model):
+        for name, tensor in old.model.state_dict().items():
+            assert torch.equal(weights.state_dict()[name], tensor), name
+    assert new.trainer.step == 0
+    smaller = agent(DEEP | {f"{HRM}ARCHITECTURE__H_MODULE_DIM": "24"})
+    before = smaller.model.state_dict()
+    with pytest.raises(ModelError, match="train from scratch"):
+        smaller.begin_with(tmp_path)
+    assert smaller.model.state_dict().keys() == before.keys()
+
+
 def test_a_saved_agent_decides_the_same_after_loading(tmp_path: Path) -> None:
     made, rows = agent(), planted_rows(20, 0)
     made.save_model(str(tmp_path / "hrm"))

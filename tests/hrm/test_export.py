@@ -20,6 +20,7 @@ from hrm.segment import PARITY_LIMIT, golden_file
 INPUTS = ("bars", "account", "z_H", "z_L", "reset")
 OUTPUTS = ("action_logits", "log_quantity", "value", "q_halt", "q_continue", "z_H_next", "z_L_next")
 LEARNED = {f"{HRM}HIERARCHICAL__RESET_MECHANISM": "learned", f"{HRM}ARCHITECTURE__POSITIONS": "learned"}
+ONE_STEP = {f"{HRM}HIERARCHICAL__T_TIMESTEPS": "1"}  # a cycle: exported in two thirds of the time
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def test_onnxruntime_computes_what_torch_does(compact: HierarchicalReasoningMode
 
 
 def test_parity_holds_with_unequal_widths_learned_positions_and_a_learned_reset() -> None:
-    net = model(UNEQUAL_WIDTHS | LEARNED).eval()
+    net = model(UNEQUAL_WIDTHS | LEARNED | ONE_STEP).eval()
     assert 0 < parity_max_abs_error(net, export_segment(net)) <= PARITY_LIMIT
 
 
@@ -76,7 +77,9 @@ def test_golden_values_are_reproduced_by_onnxruntime(compact: HierarchicalReason
         np.testing.assert_allclose(value, arrays[f"out_{name}"], atol=PARITY_LIMIT)
 
 
-def test_a_published_model_has_a_true_manifest(tmp_path: Path, compact: HierarchicalReasoningModel) -> None:
+def test_a_published_model_has_a_true_manifest(
+    tmp_path: Path, compact: HierarchicalReasoningModel, compact_file: bytes
+) -> None:
     manifest = export_model(
         compact,
         store=tmp_path,
@@ -85,6 +88,7 @@ def test_a_published_model_has_a_true_manifest(tmp_path: Path, compact: Hierarch
         settings=settings(),
         metrics={"regret_bps": 1.25},
         dataset_digest="abc",
+        traced=compact_file,
     )
     assert manifest.metrics["regret_bps"] == 1.25
     assert manifest.metrics["parity_max_abs_error"] <= PARITY_LIMIT
