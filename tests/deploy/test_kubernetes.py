@@ -15,12 +15,20 @@ from uuid import uuid4
 import kubernetes_validate  # type: ignore[import-untyped]  # has no types
 import pytest
 import yaml
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from kubernetes_asyncio.client import ApiClient, Configuration  # type: ignore[import-untyped]  # has no types
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun
-from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration  # type: ignore[import-untyped]  # has no types
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_KEY, temporary_settings
+from prefect_kubernetes.worker import (  # type: ignore[import-untyped]  # has no types
+    KubernetesWorker,
+    KubernetesWorkerJobConfiguration,
+)
 
 BASE = Path(__file__).resolve().parents[2] / "deploy" / "k8s" / "base"
 VERSION = "1.33"
+PASSWORD = "of-this-test-alone"
 Manifest = dict[str, Any]
 # What a namespace must have before: serving.yaml, backend.yaml and worker.yaml say so.
 EXPECTED = {
@@ -50,17 +58,32 @@ def pods() -> dict[str, Manifest]:
 
 @cache
 def job() -> Manifest:
-    """What Prefect's own worker makes of a flow run by the work pool's template; it connects to nobody."""
+    """What Prefect's own worker sends to a cluster for a flow run, by the pool's template and its pod's settings."""
     template = json.loads((BASE / "prefect-job-template.json").read_text())
+    (worker,) = named("Deployment")["hrm-worker"]["spec"]["template"]["spec"]["containers"]
+    plain = {one["name"]: one["value"] for one in worker["env"] if "value" in one}
 
-    async def configured() -> KubernetesWorkerJobConfiguration:
+    async def created() -> Manifest:
         nobody = PrefectClient(api="http://127.0.0.1:1/api")
-        return await KubernetesWorkerJobConfiguration.from_template_and_values(template, {}, client=nobody)
+        configuration = await KubernetesWorkerJobConfiguration.from_template_and_values(template, {}, client=nobody)
+        configuration.prepare_for_flow_run(FlowRun(flow_id=uuid4(), name="a run"))
+        async with TestServer(cluster) as server, ApiClient(Configuration(host=str(server.make_url("")))) as client:
+            await KubernetesWorker("hrm")._create_job(configuration, client)
+        return sent[-1]
 
-    configuration = asyncio.run(configured())
-    configuration.prepare_for_flow_run(FlowRun(flow_id=uuid4(), name="a run"))
-    found: Manifest = configuration.job_manifest
-    return found
+    sent: list[Manifest] = []
+
+    async def posted(request: web.Request) -> web.Response:
+        sent.append(await request.json())
+        return web.json_response(sent[-1], status=201)
+
+    cluster = web.Application()
+    cluster.router.add_post("/apis/batch/v1/namespaces/hrm/jobs", posted)
+    secret = {PREFECT_API_AUTH_STRING: f"hrm:{PASSWORD}"}
+    with pytest.MonkeyPatch.context() as environment, temporary_settings(secret, restore_defaults={PREFECT_API_KEY}):
+        for name, value in plain.items():
+            environment.setenv(name, value)
+        return asyncio.run(created())
 
 
 def known(manifest: Manifest) -> Manifest:
@@ -151,6 +174,7 @@ def test_no_secret_is_written_down() -> None:
                 secret = re.search("PASSWORD|SECRET|KEY|TOKEN|AUTH", variable["name"])
                 is_name = variable["name"].endswith(("SECRET_NAME", "SECRET_KEY"))
                 assert not secret or is_name or "valueFrom" in variable, f"{name}: {variable['name']}"
+    assert "PREFECT_API_AUTH_STRING" in json.dumps(job()) and PASSWORD not in json.dumps(job())
 
 
 def test_what_serves_is_probed_and_replicas_are_never_all_gone() -> None:

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -43,16 +43,22 @@ ROLLOUT = {
 def server_that(*answers: bytes | Callable[[socket.socket], None]) -> Iterator[tuple[str, list[bytes]]]:
     """A bare TCP server: one answer, or one behaviour, per connection. Yields its URL and what it was sent."""
     received: list[bytes] = []
+    over = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.settimeout(0.7)
+        listener.settimeout(0.05)
+
+        def accepted() -> socket.socket | None:
+            while not over.is_set():
+                with suppress(TimeoutError):
+                    return listener.accept()[0]
+            return None
 
         def serve() -> None:
             for answer in answers:
-                try:
-                    connection, _ = listener.accept()
-                except TimeoutError:
+                if (connection := accepted()) is None:
                     return  # nobody came again
                 with connection:
+                    connection.settimeout(10)
                     received.append(connection.recv(65536))
                     answer(connection) if callable(answer) else connection.sendall(answer)
 
@@ -61,6 +67,7 @@ def server_that(*answers: bytes | Callable[[socket.socket], None]) -> Iterator[t
         try:
             yield f"http://127.0.0.1:{listener.getsockname()[1]}", received
         finally:
+            over.set()
             thread.join(10)
 
 
