@@ -80,11 +80,13 @@ def router(settings: Settings) -> APIRouter:
 
     @routes.delete("/{job_id}", response_model=Job, status_code=202, responses=failures(404, 409))
     @needs(Scope.MODELS_READ)
-    def cancel(job_id: str) -> Job | Response:
-        """Ask a backtest to end."""
+    def cancel(job_id: str, request: Request) -> Job | Response:
+        """Ask a backtest of one's own to end; scope `admin`: anybody's."""
         job = jobs.get(job_id)
         if job is None:
             return problems.problem(404, "unknown_job", f"no such job; the newest {MOST_KEPT} are kept")
+        if job.by != request.user.id and not request.user.may(Scope.ADMIN):
+            return problems.problem(403, "not_yours", f"{job.by} asked for it; they, or the scope admin, may cancel it")
         if not jobs.cancel(job_id):
             return problems.problem(409, "job_over", f"it is {job.status} already, or another process runs it")
         return job

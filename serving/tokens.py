@@ -37,7 +37,7 @@ class TokenVerifier:
             ) from None
         self._settings = settings
         self._keys: Watched[Mapping[str, PyJWK]] = Watched(settings.jwks_file, _parse, {})
-        self._known: dict[bytes, tuple[Mapping[str, PyJWK], Principal, float]] = {}
+        self._known: dict[bytes, tuple[Mapping[str, PyJWK], Principal, int]] = {}
 
     def known(self, token: bytes) -> Principal | Unknown:
         """Of a token that was verified with the keys there are now; `UNTRIED` for any other."""
@@ -55,12 +55,13 @@ class TokenVerifier:
             claims = self._claims(token.decode("ascii"), keys)
         except jwt.ExpiredSignatureError:
             return Unknown.EXPIRED
-        except (jwt.PyJWTError, ValueError, RecursionError):  # not ASCII; a header nested a thousand deep
+        except (jwt.PyJWTError, ValueError, RecursionError, OverflowError):
+            # Not ASCII; a header nested a thousand deep; a time that is infinite.
             return Unknown.INVALID
         principal = Principal(f"jwt:{claims['sub'][:128]}", _scopes(claims))
         if len(self._known) >= REMEMBERED:
             self._known.clear()
-        self._known[token] = keys, principal, float(claims["exp"]) + LEEWAY_S
+        self._known[token] = keys, principal, int(claims["exp"]) + LEEWAY_S
         return principal
 
     def _claims(self, token: str, keys: Mapping[str, PyJWK]) -> dict[str, Any]:

@@ -18,6 +18,8 @@ from backend import jobs as module
 from backend.backtest_routes import preferred_wait_s
 from backend.jobs import FOLDER, MOST_KEPT, MOST_WAITING, Document, Job, Jobs, Progress
 from core.errors import DataError, ModelError
+from serving import keys
+from serving.scopes import Scope
 
 WITHIN_S = 60.0
 
@@ -194,8 +196,23 @@ def test_over_http_a_job_is_asked_for_followed_and_killed_with_its_process(tmp_p
             assert after["problem"]["code"] == "backend_stopped"
 
 
-def client_of(state_dir: Path, listening: dict[str, Any]) -> httpx.Client:
-    headers = {"Authorization": f"Bearer {(state_dir / 'api_token').read_text().strip()}"}
+def test_a_backtest_is_cancelled_by_who_asked_for_it_and_by_nobody_who_only_reads(tmp_path: Path) -> None:
+    publish_signal_follower(settings_of(tmp_path), "ppo/v1")
+    texts = {name: keys.create(tmp_path, name, (Scope.MODELS_READ,))[1] for name in ("asha", "ravi")}
+    with backend(tmp_path) as (_, listening):
+        asha, ravi = (client_of(tmp_path, listening, text) for text in texts.values())
+        with asha, ravi, client_of(tmp_path, listening) as admin:
+            for who, cancelled in ((asha, True), (ravi, False), (admin, True)):
+                asked = {"json": {"symbol": "SYNTHETIC"}, "headers": {"Prefer": "respond-async"}}
+                job = asha.post("/api/backtest/run", **asked).headers["location"]
+                assert ravi.get(job).status_code == 200
+                answer = who.delete(job)
+                assert (answer.status_code in (202, 409)) == cancelled  # 409: it was over by then
+                assert cancelled or answer.json()["code"] == "not_yours"
+
+
+def client_of(state_dir: Path, listening: dict[str, Any], text: str | None = None) -> httpx.Client:
+    headers = {"Authorization": f"Bearer {text or (state_dir / 'api_token').read_text().strip()}"}
     url = f"http://127.0.0.1:{listening['port']}"
     return httpx.Client(base_url=url, headers=headers, timeout=WITHIN_S, trust_env=False)
 

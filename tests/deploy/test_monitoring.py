@@ -128,31 +128,75 @@ def test_alertmanager_takes_its_configuration(tmp_path: Path) -> None:
 
 def fired(tmp_path: Path, series: dict[str, str], alert: str, expected: dict[str, int]) -> str:
     """What promtool says against so many firing at each time; its clock begins at the epoch, a Thursday, 00:00 UTC."""
-    firing = f'count(ALERTS{{alertname="{alert}",alertstate="firing"}}) or vector(0)'
+    return all_fired(tmp_path, series, {alert: expected})
+
+
+def all_fired(tmp_path: Path, series: dict[str, str], expected: dict[str, dict[str, int]]) -> str:
+    """The same of several alerts; only what they need of the rules is judged."""
     case = {
         "interval": "1m",
         "input_series": [{"series": name, "values": values} for name, values in series.items()],
         "promql_expr_test": [
-            {"expr": firing, "eval_time": at, "exp_samples": [{"labels": "{}", "value": count}]}
-            for at, count in expected.items()
+            {
+                "expr": f'count(ALERTS{{alertname="{alert}",alertstate="firing"}}) or vector(0)',
+                "eval_time": at,
+                "exp_samples": [{"labels": "{}", "value": count}],
+            }
+            for alert, counts in expected.items()
+            for at, count in counts.items()
         ],
     }
-    place = tmp_path / "case.yml"
-    place.write_text(yaml.safe_dump({"rule_files": [str(RULES)], "evaluation_interval": "1m", "tests": [case]}))
+    place, needed = tmp_path / "case.yml", tmp_path / "rules.yml"
+    groups = yaml.safe_load(RULES.read_text())["groups"]
+    for group in groups:
+        group["rules"] = [rule for rule in group["rules"] if "record" in rule or rule["alert"] in expected]
+    needed.write_text(yaml.safe_dump({"groups": [group for group in groups if group["rules"]]}))
+    place.write_text(yaml.safe_dump({"rule_files": [str(needed)], "evaluation_interval": "1m", "tests": [case]}))
     done = subprocess.run(["promtool", "test", "rules", str(place)], capture_output=True, text=True, check=False)
     return "" if done.returncode == 0 else done.stderr or done.stdout
 
 
 ARM = 'model="hrm",version="1",role="champion"'
+DURATION = "hrm_inference_duration_seconds"
 BAD = {
     f'hrm_inference_requests_total{{{ARM},outcome="ok"}}': "0+80x700",
     f'hrm_inference_requests_total{{{ARM},outcome="fallback"}}': "0+20x700",
 }
 
 
+def runs(within_50_ms: int, within_100_ms: int, minutes: int = 700) -> dict[str, str]:
+    """A hundred runs a minute, so many of them as fast as that."""
+    by_bound = {"0.05": within_50_ms, "0.1": within_100_ms, "0.25": 100, "+Inf": 100}
+    buckets = {f'{DURATION}_bucket{{{ARM},le="{bound}"}}': f"0+{n}x{minutes}" for bound, n in by_bound.items()}
+    return buckets | {f"{DURATION}_count{{{ARM}}}": f"0+100x{minutes}"}
+
+
+def failing(percent: int) -> dict[str, str]:
+    return runs(100, 100) | {f"hrm_inference_errors_total{{{ARM}}}": f"0+{percent}x700"}
+
+
+def thinking(segments: int, after: int) -> dict[str, str]:
+    """So many segments a decision for 23 hours, then so many."""
+    sums = f"0+{100 * segments}x1380 {138_000 * segments + 100 * after}+{100 * after}x60"
+    return {f"hrm_act_segments_sum{{{ARM}}}": sums, f"hrm_act_segments_count{{{ARM}}}": "0+100x1441"}
+
+
+def burning(**counts: dict[str, int]) -> dict[str, dict[str, int]]:
+    """Of both budgets; a name stands for how many times too fast."""
+    budgets = ("HrmUnansweredBurn", "HrmSlowBurn")
+    return {f"{budget}{speed[1:]}": at for speed, at in counts.items() for budget in budgets}
+
+
 @promtool
 def test_a_burning_budget_is_told_in_market_time_and_not_at_night(tmp_path: Path) -> None:
-    assert fired(tmp_path, BAD, "HrmUnansweredBurn14_4x", {"3h": 0, "5h": 1, "10h10m": 0}) == ""
+    times = {"3h": 0, "5h": 1, "10h10m": 0}
+    assert all_fired(tmp_path, BAD | runs(20, 90), burning(_14_4x=times, _6x=times, _1x=times)) == ""
+
+
+@promtool
+def test_a_budget_that_burns_slower_is_told_as_that(tmp_path: Path) -> None:
+    some = {name: values.replace("+20", "+2") for name, values in BAD.items()} | runs(80, 90)
+    assert all_fired(tmp_path, some, burning(_14_4x={"5h": 0}, _6x={"5h": 0}, _1x={"5h": 1})) == ""
 
 
 @promtool
@@ -165,7 +209,14 @@ def test_few_requests_say_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("alert", "series"),
     [
+        ("HrmLatencyCritical", runs(90, 94)),
+        ("HrmLatencyWarning", runs(94, 100)),
         ("HrmMemoryCritical", {'process_resident_memory_bytes{pid="0"}': "4.1e9x20"}),
+        ("HrmMemoryWarning", {'process_resident_memory_bytes{pid="0"}': "3.1e9x20"}),
+        ("HrmErrorsCritical", failing(6)),
+        ("HrmErrorsWarning", failing(2)),
+        ("HrmPerformanceDrop", {'hrm_alert_active{alert="performance_drop"}': "1x20"}),
+        ("HrmUnrecorded", {'hrm_alert_active{alert="unrecorded"}': "1x20"}),
         ("HrmRollback", {'hrm_rollback_total{trigger="manual"}': "_x5 1x20"}),
         ("HrmStateOld", {'hrm_rollout_state_age_seconds{instance="a"}': "60x20"}),
         ("HrmServiceDown", {'up{job="hrm-serving",instance="a"}': "0x20"}),
@@ -176,3 +227,34 @@ def test_few_requests_say_nothing(tmp_path: Path) -> None:
 )
 def test_a_level_that_is_passed_is_told(tmp_path: Path, alert: str, series: dict[str, str]) -> None:
     assert fired(tmp_path, series, alert, {"8m": 1}) == ""
+
+
+@promtool
+@pytest.mark.parametrize(
+    ("alert", "series"),
+    [
+        ("HrmLatencyCritical", runs(94, 100)),
+        ("HrmLatencyWarning", runs(96, 100)),
+        ("HrmMemoryCritical", {'process_resident_memory_bytes{pid="0"}': "3.9e9x20"}),
+        ("HrmMemoryWarning", {'process_resident_memory_bytes{pid="0"}': "2.9e9x20"}),
+        ("HrmErrorsCritical", failing(4)),
+        ("HrmErrorsWarning", failing(0)),
+        ("HrmPerformanceDrop", {'hrm_alert_active{alert="degraded"}': "1x20"}),
+        ("HrmUnrecorded", {'hrm_alert_active{alert="unrecorded"}': "0x20"}),
+    ],
+)
+def test_a_level_that_is_kept_is_not_told(tmp_path: Path, alert: str, series: dict[str, str]) -> None:
+    assert fired(tmp_path, series, alert, {"8m": 0}) == ""
+
+
+@promtool
+@pytest.mark.parametrize(("before", "after", "count"), [(2, 4, 1), (4, 2, 1), (4, 5, 0)])
+def test_a_depth_that_is_not_what_it_was_is_told(tmp_path: Path, before: int, after: int, count: int) -> None:
+    assert fired(tmp_path, thinking(before, after), "HrmDepthUnstable", {"23h40m": count}) == ""
+
+
+def test_every_alert_is_seen_firing_by_a_test() -> None:
+    text = "".join(file.read_text(encoding="utf-8") for file in Path(__file__).parent.glob("test_*alerts.py"))
+    text += Path(__file__).read_text(encoding="utf-8")
+    for name in {re.sub("Burn.*", "Burn", alert["alert"]) for alert in alerts()}:
+        assert name in text, name

@@ -98,6 +98,8 @@ FORGED: dict[str, Callable[[], str]] = {
     "issued in the future": lambda: token(iat=int(NOW()) + LEEWAY_S + 60),
     "not yet valid": lambda: token(nbf=int(NOW()) + LEEWAY_S + 60),
     "expiry that is no number": lambda: token(exp="soon"),
+    "an endless expiry": lambda: token(exp=float("inf")),
+    "issued at no time": lambda: token(iat=float("nan")),
     "two parts": lambda: "a.b",
     "four parts": lambda: token() + ".x",
     "not base64": lambda: "!.!.!",
