@@ -289,10 +289,10 @@ def test_what_is_untold_is_counted_with_the_age_of_the_oldest_until_it_is_told(
         assert box.untold.since == first <= second
         assert box.untold.oldest_s(first + 7) == 7
         assert box.untold.oldest_s(first - 7) == 0  # the clock was set back
-        server.answers[:] = [204, 503]
+    with receiver(204, 503) as server:  # another one: the first may still be asked by the box that was ended
         box = Outbox(server.api, store, tmp_path / "outbox.json")
         ship(box, lambda: len(server.accepted) == 2 and box.untold.count == 0)
-    assert [status for status, _, _ in server.got[-3:]] == [204, 503, 204]
+    assert [status for status, _, _ in server.got] == [204, 503, 204]
 
 
 def test_an_event_that_cannot_be_read_is_trouble_like_any_other(store: RolloutStore, tmp_path: Path) -> None:
