@@ -22,6 +22,9 @@ class Risk(Section):
     drawdown_ratio: float = Field(
         gt=0, le=1, description="from the highest equity; then exits only, until a person resumes"
     )
+    undecided_bars: Count = Field(
+        description="in a row, that no model decided while something is held; then exits only, until the next session"
+    )
 
 
 class Live(Section):

@@ -131,8 +131,7 @@ class Desk:
         self.limits.now_ns = max(self.limits.now_ns, event.at_ns)
         self.limits.see(quotes_of(event))
         self._handlers[event.kind](event)
-        engage = self.limits.look()
-        if engage is not None:
+        if (engage := self.limits.look()) is not None:
             self._effect(engage)
             self._tell("critical", f"only exits from now on; {engage.reason}")
         self._close_what_should_be_flat()
@@ -147,8 +146,7 @@ class Desk:
         if last is None:
             return []
         self.limits.now_ns = last.at_ns
-        state = log.last_of("state", before=last.seq)
-        if state is not None:
+        if (state := log.last_of("state", before=last.seq)) is not None:
             self.limits.switch = switch_of(state)
         for symbol, trader in self.traders.items():
             for event in log.features(symbol):
@@ -218,7 +216,9 @@ class Desk:
             return
         held = trader.held
         trader.on_answer(bar, answer)
-        self.counts["no_answer" if trader.held > held else "decided"] += 1
+        legal = answer if trader.held == held else None
+        self.counts["no_answer" if legal is None else "decided"] += 1
+        self.limits.decided(trader.symbol, by_a_model=legal is not None and legal.role != "safe")
 
     def _on_placed(self, event: Event) -> None:
         order_id, broker_id = event.body["order_id"], event.body["broker_id"]
@@ -317,6 +317,7 @@ class Desk:
         symbol = trader.symbol
         for bars, why in ((self._asked, "no_answer"), (self._unasked, "not_reconciled")):
             if symbol in bars:
+                self.limits.decided(symbol, by_a_model=False)
                 self._hold(trader, bars.pop(symbol), why)
 
     def _hold(self, trader: Trader, bar: Bar, why: str) -> None:

@@ -7,7 +7,7 @@ from when the switch says so. Until the switch was told of, everything is halted
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from datetime import date
 from functools import cache
@@ -41,6 +41,7 @@ class Limits:
         self.free_funds_rupees: float | None = None
         self.now_ns = 0
         self.orders: Sequence[OrderState] = ()  # what may still be filled: whoever submits an order says it first
+        self._undecided: Counter[str] = Counter()  # bars in a row that no model decided, by symbol
         self._breach: Breach | None = None
         self._resumed = False  # by a person, and the peak is not what there is yet: it is not known
 
@@ -65,10 +66,15 @@ class Limits:
         before, self.switch = self.switch, switch
         if switch.state == "active" and before is not None and before.state != "active":
             self._breach = None
+            self._undecided.clear()
             self._resumed = switch.until_ns is None
 
+    def decided(self, symbol: str, *, by_a_model: bool) -> None:
+        """Of a bar that the service was asked about: whether a model answered."""
+        self._undecided[symbol] = 0 if by_a_model else self._undecided[symbol] + 1
+
     def look(self) -> Engage | None:
-        """Put what the desk is worth on record; what a loss that was not seen before asks of the switch."""
+        """Put what the desk is worth on record; what a breach that was not seen before asks of the switch."""
         self.money.mark(day_of(self.now_ns), self.prices)
         if self._resumed and not math.isnan(self.equity.now):
             self.money.resume(self.prices)
@@ -95,11 +101,13 @@ class Limits:
         open_units: defaultdict[str, list[float]] = defaultdict(list)
         for each in self.orders:
             open_units[each.order.symbol].append(each.open_units)
+        units = {symbol: each.units for symbol, each in self.money.positions.items()}
         return View(
             now_ns=self.now_ns,
             state=self.state,
             prices=self.prices,
-            units={symbol: each.units for symbol, each in self.money.positions.items()},
+            units=units,
+            undecided_bars=max((self._undecided[symbol] for symbol, held in units.items() if held), default=0),
             open_units=open_units,
             equity=self.equity,
             free_funds_rupees=self.free_funds_rupees,

@@ -28,11 +28,11 @@ from trading.ownership import Book
 from trading.switch import State
 from trading.tickets import exact, furthest_price
 
-Loss = Literal["drawdown", "daily_loss"]
+Cause = Literal["drawdown", "daily_loss", "undecided"]
 Reason = Literal[
     "halted",
     "reducing",
-    Loss,
+    Cause,
     "equity_unknown",
     "no_price",
     "price_stale",
@@ -77,6 +77,7 @@ class View:
     open_units: Mapping[str, Sequence[float]]  # what each open order may still fill
     equity: Equity
     free_funds_rupees: float | None  # None: not known
+    undecided_bars: int = 0  # in a row, that no model decided for a symbol that is held: the most of any
 
     def most_units(self, symbol: str) -> float:
         """What a symbol may hold at most, whichever of its open orders are filled; not signed."""
@@ -90,7 +91,7 @@ class Breach:
     """Why only exits are possible, and until when; None: until a person resumes."""
 
     state: Literal["reducing"]
-    reason: Loss
+    reason: Cause
     detail: str
     until_ns: int | None
 
@@ -136,7 +137,7 @@ def judge(order: Order, book: Book, view: View, limits: Risk) -> Refusal | None:
 
 
 def breach(view: View, limits: Risk) -> Breach | None:
-    """What the losses forbid from now on; the one that lasts longer first. An equity that is no number is none."""
+    """What forbids to open anything from now on; what lasts longer first. An equity that is no number is no loss."""
     equity = view.equity
     lost, most = equity.peak - equity.now, limits.drawdown_ratio * equity.capital
     if lost >= most:
@@ -146,6 +147,9 @@ def breach(view: View, limits: Risk) -> Breach | None:
     if lost >= most:
         detail = f"{lost:,.0f} rupees lost today, of {most:,.0f}"
         return Breach("reducing", "daily_loss", detail, _next_open_ns(view.now_ns))
+    if view.undecided_bars >= limits.undecided_bars:
+        detail = f"no model has decided for {view.undecided_bars} bars, and something is held; see to the service"
+        return Breach("reducing", "undecided", detail, _next_open_ns(view.now_ns))
     return None
 
 
@@ -157,9 +161,9 @@ def closing_part(units: float, held: float) -> float:
 def _state(case: _Case) -> Refusal | None:
     if not all(math.isfinite(rupees) for rupees in astuple(case.view.equity)):
         return "equity_unknown", f"not a number: {case.view.equity}"
-    loss = breach(case.view, case.limits)
-    if loss is not None:
-        return loss.reason, loss.detail
+    found = breach(case.view, case.limits)
+    if found is not None:
+        return found.reason, found.detail
     if case.view.state == "reducing":
         return "reducing", f"{case.order.units:g} units on {case.book.units:g}: only less is allowed; hrm trade status"
     return None

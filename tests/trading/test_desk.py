@@ -22,11 +22,12 @@ from desk_world import (
     traded,
 )
 
+from core.actions import Action
 from core.settings import Settings
 from trading import events
 from trading.broker import OrderReport, Trade
 from trading.costs import Side
-from trading.effects import Alert, CancelOrder, Engage, Report, TakeSnapshot
+from trading.effects import Alert, CancelOrder, Effect, Engage, Report, TakeSnapshot
 from trading.execution import MOST_FAILED_EXITS
 from trading.market import SECOND_NS
 
@@ -465,6 +466,50 @@ def test_a_loss_engages_the_switch_and_counts_from_the_moment_it_is_seen(tmp_pat
     world.decide("BANKNIFTY", 1, quantity=30.0)
     assert world.sends == []
     world.close()
+
+
+def engaged(effects: list[Effect]) -> list[str]:
+    return [each.reason.split(":")[0] for each in of_kind(effects, Engage)]
+
+
+def undecided(world: World, bars: int, symbol: str = "NIFTY") -> list[str]:
+    """So many bars without a model: none answers in time, and the service's own HOLD, in turn. What was engaged."""
+    before = len(world.all_effects)
+    for number in range(bars):
+        world.bar(symbol)
+        asked = world.asks.pop()
+        if number % 2:
+            said = answer(0, 0).model_copy(update={"role": "safe", "action": Action.HOLD})
+            world.answer(asked, said)
+    world.bar(symbol)  # the time of the last one is over
+    world.answer(world.asks.pop(), None)
+    return engaged(world.all_effects[before:])
+
+
+def test_bars_that_no_model_decides_while_something_is_held_leave_exits_only_until_a_person_resumes(
+    world: World,
+) -> None:
+    limit = world.settings.risk.undecided_bars
+    hold_long(world)
+    assert undecided(world, limit - 2) == []
+    world.decide("NIFTY", 1)  # a model is back: it counts from the beginning
+    assert undecided(world, limit) == ["undecided"]
+    world.decide("BANKNIFTY", 1, quantity=30.0)
+    assert world.sends == []
+    world.state("reducing")
+    world.state("active")
+    assert undecided(world, limit - 2) == []
+    world.decide("BANKNIFTY", 1, quantity=30.0)
+    assert [send.ticket.units for send in world.sends] == [30]
+    world.place()
+    world.decide("NIFTY", 0)
+    assert [send.ticket.units for send in world.sends] == [-65]
+
+
+def test_bars_that_no_model_decides_while_nothing_is_held_engage_nothing(world: World) -> None:
+    assert undecided(world, 2 * world.settings.risk.undecided_bars) == []
+    world.decide("NIFTY", 1)
+    assert [send.ticket.units for send in world.sends] == [65]
 
 
 def test_a_drawdown_is_judged_from_the_highest_equity_also_after_a_crash_until_a_person_resumes(tmp_path: Path) -> None:

@@ -72,6 +72,7 @@ OPENINGS: list[tuple[Reason, dict[str, Any]]] = [
     ("reducing", {"view": replace(VIEW, state="reducing")}),
     ("drawdown", {"view": losing(900_000.0, opened=900_000.0, peak=1_100_000.0)}),
     ("daily_loss", {"view": losing(950_000.0)}),
+    ("undecided", {"view": replace(VIEW, undecided_bars=LIMITS.undecided_bars)}),
     ("equity_unknown", {"view": losing(math.nan)}),
     ("equity_unknown", {"view": losing(math.inf)}),
     ("equity_unknown", {"view": losing(CAPITAL, opened=math.nan)}),
@@ -227,6 +228,14 @@ def test_a_drawdown_allows_exits_only_until_a_person_resumes_and_comes_first() -
     slowly = breach(losing(1_000_000.0, opened=1_000_000.0, peak=1_200_000.0), LIMITS)
     assert slowly is not None
     assert slowly.reason == "drawdown"
+
+
+def test_bars_that_no_model_decides_allow_exits_only_until_the_next_session() -> None:
+    found = breach(replace(VIEW, undecided_bars=LIMITS.undecided_bars), LIMITS)
+    assert found is not None
+    assert (found.state, found.reason) == ("reducing", "undecided")
+    assert found.until_ns == int(datetime(2026, 11, 19, 9, 15, tzinfo=KOLKATA).timestamp()) * SECOND_NS
+    assert breach(replace(VIEW, undecided_bars=LIMITS.undecided_bars - 1), LIMITS) is None
 
 
 def test_gains_and_equities_that_are_not_known_breach_nothing() -> None:
