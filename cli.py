@@ -222,7 +222,11 @@ def trade(  # noqa: PLR0913, PLR0917 - a command's options
     if 0 < report.decisions == report.held_without_answer:
         fail("no_decisions", f"the service decided none of {report.decisions} bars; see its log")
     if report.decisions == 0:
-        typer.echo("nothing new to trade: the ledger is ahead; give later bars or another --state-dir", err=True)
+        typer.echo(
+            "nothing new to trade: the ledger is ahead, or there are no more bars than a model looks at; "
+            "give later bars, more --sessions or another --state-dir",
+            err=True,
+        )
     answer(asdict(report), as_json)
 
 

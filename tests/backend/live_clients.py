@@ -14,7 +14,7 @@ from websockets.sync.client import ClientConnection, connect
 from serving.record_format import Answer, DecisionFacts, Record
 from serving.records import Records
 
-WITHIN_S = 30.0  # and for ever, if it does not come
+WITHIN_S = 60.0  # and for ever, if it does not come
 
 
 def ticket(client: httpx.Client) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from trading.gateway import OrderGateway
 from trading.ledger import Ledger, Order
 from trading.switch import FILE, KILL, engage, read, release
 
-WITHIN_S = 30.0  # and for ever, if it waited for a thread
+WITHIN_S = 60.0  # and for ever, if it waited for a thread
 OTHERS = tuple(scope for scope in Scope if scope not in (Scope.ROLLOUT_ABORT, Scope.ADMIN))
 
 

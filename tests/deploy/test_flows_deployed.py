@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 def asked(server: Prefect, method: str, path: str, **body: Any) -> Any:
     user, password = server.password.split(":")
     sent = body if method == "POST" else None
-    answer = httpx.request(method, server.url + path, json=sent, auth=(user, password), trust_env=False, timeout=20)
+    answer = httpx.request(method, server.url + path, json=sent, auth=(user, password), trust_env=False, timeout=60)
     return answer.raise_for_status().json()
 
 

@@ -42,13 +42,13 @@ def canary_of(plan: Plan, folder: Path, **changes: dict[str, object]) -> Iterato
 
 def post(process: ServiceProcess, path: str, body: dict[str, Any]) -> Any:
     """The answer, over a connection of its own."""
-    response = httpx.post(process.url + path, json=body, headers=_headers(process), trust_env=False, timeout=20)
+    response = httpx.post(process.url + path, json=body, headers=_headers(process), trust_env=False, timeout=60)
     response.raise_for_status()
     return response.json()
 
 
 def rollout_of(process: ServiceProcess) -> dict[str, Any]:
-    response = httpx.get(f"{process.url}/v1/rollout", headers=_headers(process), trust_env=False, timeout=20)
+    response = httpx.get(f"{process.url}/v1/rollout", headers=_headers(process), trust_env=False, timeout=60)
     return dict(response.json())
 
 

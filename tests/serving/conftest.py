@@ -43,5 +43,5 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess
 @pytest.fixture
 def http(running: ServiceProcess) -> Iterator[httpx.Client]:
     headers = {"Authorization": f"Bearer {running.token}"}
-    with httpx.Client(base_url=running.url, headers=headers, trust_env=False, timeout=20) as client:
+    with httpx.Client(base_url=running.url, headers=headers, trust_env=False, timeout=60) as client:
         yield client

@@ -82,7 +82,7 @@ class Prefect:
 
 def call(service: ServiceProcess, path: str, **body: Any) -> dict[str, Any]:
     headers = {"Authorization": f"Bearer {service.token}"}
-    answer = httpx.post(service.url + path, json=body, headers=headers, trust_env=False, timeout=20)
+    answer = httpx.post(service.url + path, json=body, headers=headers, trust_env=False, timeout=60)
     result: dict[str, Any] = answer.raise_for_status().json()
     return result
 

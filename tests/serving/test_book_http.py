@@ -40,7 +40,7 @@ def books(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
 @pytest.fixture
 def http(books: ServiceProcess) -> Iterator[httpx.Client]:
     headers = {"Authorization": f"Bearer {books.token}"}
-    with httpx.Client(base_url=books.url, headers=headers, trust_env=False, timeout=20) as client:
+    with httpx.Client(base_url=books.url, headers=headers, trust_env=False, timeout=60) as client:
         yield client
 
 
@@ -118,7 +118,7 @@ def test_the_scope_is_that_of_decisions(books: ServiceProcess) -> None:
     def ask(key: str) -> int:
         headers = {"Authorization": f"Bearer {key}"}
         url = books.url + URL
-        return httpx.post(url, json=body([1.0] * 4), headers=headers, trust_env=False, timeout=20).status_code
+        return httpx.post(url, json=body([1.0] * 4), headers=headers, trust_env=False, timeout=60).status_code
 
     _until(lambda: ask(wrong) != 401)  # a running service sees new keys within a second
     assert (ask(wrong), ask(right)) == (403, 200)

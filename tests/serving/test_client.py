@@ -311,7 +311,7 @@ def test_an_abort_gets_through_although_every_connection_hangs() -> None:
     async def story(url: str) -> None:
         async with AsyncServiceClient(url, "t") as client:
             waiting = [asyncio.create_task(client.decide(QUESTION)) for _ in range(100)]
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + 60
             while len(hanging) < 100:
                 assert time.monotonic() < deadline
                 await asyncio.sleep(0.01)

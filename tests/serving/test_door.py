@@ -48,10 +48,10 @@ class Running:
 
     def ask(self, method: str, path: str, credentials: str | None) -> httpx.Response:
         headers = {"Authorization": f"Bearer {credentials}"} if credentials is not None else {}
-        return httpx.request(method, self.url + path, headers=headers, trust_env=False, timeout=20)
+        return httpx.request(method, self.url + path, headers=headers, trust_env=False, timeout=60)
 
     def until(self, credentials: str, wanted: Callable[[int], bool]) -> None:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while not wanted(self.ask("GET", "/docs", credentials).status_code):
             assert time.monotonic() < deadline, "the service did not notice"
             time.sleep(0.05)

@@ -19,7 +19,7 @@ from serving.http import MAX_HEAD_BYTES, Http
 @pytest.fixture
 def line(running: ServiceProcess) -> Iterator[socket.socket]:
     host, _, port = running.url.removeprefix("http://").partition(":")
-    with socket.create_connection((host, int(port)), timeout=20) as connection:
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
         yield connection
 
 
@@ -88,7 +88,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
-        with socket.create_connection(listener.getsockname(), timeout=20) as connection:
+        with socket.create_connection(listener.getsockname(), timeout=60) as connection:
             yield connection
         server.should_exit = True
         thread.join()

@@ -62,7 +62,7 @@ def test_nothing_but_health_and_metrics_opens_without_the_token(
     running: ServiceProcess, method: str, path: str, local: bool, authorization: str | None
 ) -> None:
     headers = {"Authorization": authorization} if authorization else {}
-    response = httpx.request(method, running.url + path, headers=headers, trust_env=False, timeout=20)
+    response = httpx.request(method, running.url + path, headers=headers, trust_env=False, timeout=60)
     if local:
         assert response.status_code == 200
         return
@@ -251,7 +251,7 @@ def test_a_failing_challenger_loses_its_traffic_and_no_decision_is_lost(
         rollout(http, "promote")
     assert http.post("/v1/decisions", json=decision()).json()["role"] == "challenger"
     poisoned = decision(bars=[[FAULT_LEVEL + 1] * F] * W)
-    deadline = time.monotonic() + 20.0  # one bad moment is not enough
+    deadline = time.monotonic() + 60  # one bad moment is not enough
     while time.monotonic() < deadline:
         answer = http.post("/v1/decisions", json=poisoned).json()
         assert (answer["role"], answer["action_name"]) == ("champion", "BUY_LONG")

@@ -24,7 +24,7 @@ def who(state_dir: Path, key: str) -> Principal | Unknown:
 
 def until(ring: KeyRing, key: str, wanted: object) -> None:
     """Waits for a change of the file to be noticed."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while ring.who(key.encode()) != wanted:
         assert time.monotonic() < deadline, f"still {ring.who(key.encode())}"
         time.sleep(0.02)

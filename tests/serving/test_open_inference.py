@@ -35,7 +35,7 @@ def headers(running: ServiceProcess) -> dict[str, str]:
 
 @pytest.fixture
 def client(running: ServiceProcess) -> Iterator[triton.InferenceServerClient]:
-    with triton.InferenceServerClient(running.url.removeprefix("http://"), network_timeout=20) as client:
+    with triton.InferenceServerClient(running.url.removeprefix("http://"), network_timeout=60) as client:
         yield client
 
 

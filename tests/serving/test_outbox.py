@@ -84,7 +84,7 @@ def cursor_in(folder: Path) -> int | None:
 
 def untold(service: ServiceProcess) -> tuple[float, float]:
     """As Prometheus reads it: how many, and since how many seconds."""
-    text = httpx.get(f"{service.url}/metrics", trust_env=False, timeout=20).text
+    text = httpx.get(f"{service.url}/metrics", trust_env=False, timeout=60).text
     values = dict(line.split() for line in text.splitlines() if line.startswith("hrm_outbox_"))
     return float(values["hrm_outbox_pending"]), float(values["hrm_outbox_oldest_seconds"])
 
@@ -390,7 +390,7 @@ def test_of_two_processes_one_tells_and_the_other_goes_on_when_it_has_ended(
         async def told(count: int) -> None:
             for box in (first, second):
                 box.wake()
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 60
             while len(server.accepted) < count or not cursor_at(store.read().version):  # else it is told again: allowed
                 assert time.monotonic() < deadline, "waited in vain"
                 await asyncio.sleep(0.01)

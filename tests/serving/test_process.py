@@ -21,12 +21,12 @@ FORBIDDEN = ("torch", "pandas", "prefect", "gymnasium", "trading", "hrm", "basel
 
 def post(service: ServiceProcess, path: str, **body: object) -> httpx.Response:
     headers = {"Authorization": f"Bearer {service.token}"}
-    return httpx.post(service.url + path, json=body, headers=headers, trust_env=False, timeout=20)
+    return httpx.post(service.url + path, json=body, headers=headers, trust_env=False, timeout=60)
 
 
 def get(service: ServiceProcess, path: str) -> httpx.Response:
     headers = {"Authorization": f"Bearer {service.token}"}
-    return httpx.get(service.url + path, headers=headers, trust_env=False, timeout=20)
+    return httpx.get(service.url + path, headers=headers, trust_env=False, timeout=60)
 
 
 def run_serving(settings: Settings, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

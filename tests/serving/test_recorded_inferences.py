@@ -265,7 +265,7 @@ def test_the_public_client_gets_the_id_and_its_tensors_are_the_records_to_the_la
 ) -> None:
     folder = running.log.parent
     arrays, wanted = rows(9, seed=int(binary)), [triton.InferRequestedOutput(name, binary) for name in OUTPUTS]
-    with triton.InferenceServerClient(running.url.removeprefix("http://"), network_timeout=20) as client:
+    with triton.InferenceServerClient(running.url.removeprefix("http://"), network_timeout=60) as client:
         headers = {"Authorization": f"Bearer {running.token}"}
         result = client.infer("ppo", tensors(arrays, binary=binary), outputs=wanted, request_id="r-9", headers=headers)
     told = result.get_response()["parameters"]

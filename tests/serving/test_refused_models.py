@@ -169,7 +169,7 @@ def test_a_model_that_is_not_what_it_says_is_refused_and_the_champion_decides_on
     make, code = REFUSED[how]
     make(store)
     headers = {"Authorization": f"Bearer {running.token}"}
-    with httpx.Client(base_url=running.url, headers=headers, trust_env=False, timeout=20) as http:
+    with httpx.Client(base_url=running.url, headers=headers, trust_env=False, timeout=60) as http:
         before = http.get("/v1/rollout").json()
         for path, body in (
             ("/v1/rollout/start", {"champion": "ppo/v1", "challenger": "bad/v1"}),
@@ -214,7 +214,7 @@ def test_what_is_no_longer_what_was_loaded_gets_no_more_to_decide(
     publish_policy(store, version)
     headers = {"Authorization": f"Bearer {running.token}"}
     plan = {"steps": [{"pause": {}}, {"setWeight": 5}]}
-    with httpx.Client(base_url=running.url, headers=headers, trust_env=False, timeout=20) as http:
+    with httpx.Client(base_url=running.url, headers=headers, trust_env=False, timeout=60) as http:
         start = {"champion": "ppo/v1", "challenger": version, "plan": plan}
         assert http.post("/v1/rollout/start", json=start).status_code == 200
         change(store, version)

@@ -70,7 +70,7 @@ def callers(running: ServiceProcess) -> dict[str, Caller]:
     for name, scope in scopes.items():
         key, text = create(running.log.parent, name, (scope, Scope.ROLLOUT_READ))
         found[name] = Caller(f"key:{key.id}", text)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while httpx.get(f"{running.url}/v1/rollout", headers=found["berta"].headers, trust_env=False).status_code != 200:
         assert time.monotonic() < deadline, "the service did not take the keys"
         time.sleep(0.05)
@@ -281,7 +281,7 @@ def test_what_the_controller_measures_is_told(http: httpx.Client, begin: Any) ->
         backgroundAnalysis={"templates": [{"name": "watch"}]},
         analysisTemplates={"watch": {"metrics": [metric | {"count": 0, "inconclusiveLimit": -1}]}},
     )
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while True:
         answer = http.get("/v1/rollout/analysis", params={"last": 1}).json()
         (run,) = answer["runs"]

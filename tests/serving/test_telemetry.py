@@ -36,7 +36,7 @@ def samples(text: str, name: str) -> dict[tuple[tuple[str, str], ...], float]:
 
 
 def scrape(service: ServiceProcess) -> str:
-    answer = httpx.get(f"{service.url}/metrics", trust_env=False, timeout=20)
+    answer = httpx.get(f"{service.url}/metrics", trust_env=False, timeout=60)
     assert answer.status_code == 200
     return answer.text
 
@@ -47,7 +47,7 @@ def total(text: str, name: str) -> float:
 
 def ask(service: ServiceProcess, times: int) -> None:
     headers = {"Authorization": f"Bearer {service.token}"}
-    with httpx.Client(base_url=service.url, headers=headers, trust_env=False, timeout=20) as client:
+    with httpx.Client(base_url=service.url, headers=headers, trust_env=False, timeout=60) as client:
         for number in range(times):
             assert client.post("/v1/decisions", json=question(depth=1 + number % 3)).status_code == 200
 

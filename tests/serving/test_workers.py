@@ -24,7 +24,7 @@ from flows.service_process import ServiceProcess, service_process
 ROOT = Path(__file__).parent.parent.parent
 WORKERS = 3
 CONNECTIONS = 24  # so that one worker has none of them once in 20,000 times
-LIMIT_S = 30.0
+LIMIT_S = 60.0
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -67,7 +67,7 @@ def everybody(service: ServiceProcess) -> Iterator[Everybody]:
     headers = {"Authorization": f"Bearer {service.token}"}
     with ExitStack() as stack:
         clients = [
-            stack.enter_context(httpx.Client(base_url=service.url, headers=headers, trust_env=False, timeout=20))
+            stack.enter_context(httpx.Client(base_url=service.url, headers=headers, trust_env=False, timeout=60))
             for _ in range(CONNECTIONS)
         ]
         yield Everybody(clients)

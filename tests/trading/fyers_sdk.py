@@ -20,7 +20,7 @@ import pytest
 from tests.fyers_emulator.process import CLIENT_ID, Emulator
 
 INDEX_NAMES = {"NSE:NIFTY50-INDEX": "Nifty 50", "NSE:NIFTYBANK-INDEX": "Nifty Bank"}
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 
 def eventually(holds: Callable[[], Any], what: str = "it did not come about") -> Any:

@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DAY = date(2026, 11, 18)
 BAR_S = 300
 BARS = 75
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 
 
 def eventually(true: Callable[[], Any], what: str) -> Any:

@@ -11,7 +11,7 @@ import pytest
 
 from trading.threads import Threads
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 
 @pytest.fixture
