@@ -2,8 +2,9 @@
 
     halt = segment >= max_segments  or  (segment >= minimum and q_halt > q_continue)
 
-The minimum grows with market complexity (seed 2.2.1): +1 above `complexity_threshold - 0.1`, +2 above
-`complexity_threshold + 0.2`, which at the default threshold 0.5 are the seed's 0.4 and 0.7.
+The minimum is `min_segments`, or what market complexity asks for where that is more (seed 2.2.1): 1, 2 above
+`complexity_threshold - 0.1`, 3 above `complexity_threshold + 0.2`, which at the default threshold 0.5 are the
+seed's 0.4 and 0.7.
 Only operators that numpy and torch share are used, so there is no second copy of the rule.
 """
 
@@ -38,13 +39,14 @@ class HaltingRule(BaseModel):
 
 
 def minimum_segments(complexity: Any, rule: HaltingRule) -> Any:
-    """Lower bound on segments for each row: min_segments + {0, 1, 2} by complexity, capped at the maximum.
+    """Lower bound on segments for each row: the larger of min_segments and {1, 2, 3} by complexity, up to max_segments.
 
     `complexity` is a float array or tensor of any shape; the result is an integer array of that shape.
     """
     medium = complexity > rule.complexity_threshold + MEDIUM_OFFSET
     high = complexity > rule.complexity_threshold + HIGH_OFFSET
-    bound = rule.min_segments + medium * 1 + high * 1
+    asked = 1 + medium * 1 + high * 1
+    bound = asked + (rule.min_segments - asked) * (asked < rule.min_segments)
     return bound - (bound - rule.max_segments) * (bound > rule.max_segments)
 
 

@@ -78,6 +78,18 @@ def test_the_minimum_follows_the_seeds_complexity_rule() -> None:
     assert minimum_segments(complexity, RULE).tolist() == [1, 1, 2, 2, 3, 3]
 
 
+@pytest.mark.parametrize("kind", [np.array, torch.tensor])
+@pytest.mark.parametrize(("least", "minimum"), [(1, [1, 2, 3]), (2, [2, 2, 3]), (3, [3, 3, 3]), (5, [5, 5, 5])])
+def test_the_minimum_is_the_larger_of_the_settings_and_what_complexity_asks_for(kind, least, minimum) -> None:
+    rule = RULE.model_copy(update={"min_segments": least})
+    bound = minimum_segments(kind([0.1, 0.5, 0.9]), rule)
+    assert bound.tolist() == minimum
+    assert bound.dtype in (np.int64, torch.int64)
+    assert (
+        minimum_segments(kind([0.1, 0.5, 0.9]), rule.model_copy(update={"max_segments": least})).tolist() == [least] * 3
+    )
+
+
 def test_the_minimum_never_exceeds_the_maximum() -> None:
     shallow = RULE.model_copy(update={"max_segments": 2})
     assert minimum_segments(np.array([0.1, 0.5, 0.9]), shallow).tolist() == [1, 2, 2]
