@@ -31,6 +31,21 @@ class AdaptiveComputationTime:
         self.exploration = settings.act.exploration
 
     @property
+    def M_max(self) -> int:  # noqa: N802 - the seed's name, as the next
+        """Segments at most."""
+        return self.rule.max_segments
+
+    @property
+    def M_min(self) -> int:  # noqa: N802
+        """Segments at least, however simple the market."""
+        return self.rule.min_segments
+
+    @property
+    def epsilon(self) -> float:
+        """Probability of a random minimum, in training only."""
+        return self.exploration
+
+    @property
     def bootstraps(self) -> bool:
         """Whether training needs the Q-values of the next segment."""
         return self.enabled and self.rule.halting == "q_learning"
@@ -40,10 +55,13 @@ class AdaptiveComputationTime:
         return int(minimum_segments(market_complexity, self.rule))
 
     def should_halt(
-        self, q_values: tuple[float, float], segment_count: int, market_complexity: float
+        self, q_values: tuple[float, float] | Tensor, segment_count: int, market_complexity: float
     ) -> tuple[bool, HaltReason]:
-        """(halt, reason) for one row with `q_values` = (q_halt, q_continue) after `segment_count` segments."""
-        q_halt, q_continue = q_values
+        """(halt, reason) for one row with `q_values` = (q_halt, q_continue) after `segment_count` segments.
+
+        As a tensor they are [2] or one row's [1, 2], as the model's outputs have them.
+        """
+        q_halt, q_continue = q_values.flatten().tolist() if isinstance(q_values, Tensor) else q_values
         minimum = self.compute_dynamic_min(market_complexity)
         halted = bool(should_halt(segment_count, q_halt, q_continue, minimum, self.rule))
         return halted, halt_reason(segment_count, halted, self.rule)

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from core.actions import SAFE_DECISION, legal_actions
+from core.actions import N_ACTIONS, SAFE_DECISION, legal_actions
 from core.errors import DataError, ModelError
 from core.observation import Observation, ObservationSchema
 from core.settings import Settings
@@ -63,20 +63,17 @@ class HRMAgent:
         self,
         schema: ObservationSchema,
         settings: Settings,
-        cost_bps: float,
+        cost_bps: float | None = None,
         *,
         device: torch.device | str = "cpu",
         seed: int = 0,
     ) -> None:
+        """`cost_bps` of one unit of turnover in the labels it learns from, by default `trading.cost_bps`."""
         self.schema, self.settings = schema, settings
         hrm = settings.hierarchical_reasoning_model
         model = HierarchicalReasoningModel(hrm, schema, settings.trading.max_quantity, seed=seed)
-        training = settings.training_params.hrm
-        steps = max(1, training.rows_per_epoch // settings.performance.batch_size) * training.max_epochs
-        objective = Imitation(
-            cost_bps=cost_bps, label_temperature=training.label_temperature, reward_shaping=hrm.act.reward_shaping
-        )
-        self.trainer = DeepSupervisionTrainer(model, settings, objective, total_steps=steps, seed=seed, device=device)
+        objective = Imitation.of(settings, cost_bps)
+        self.trainer = DeepSupervisionTrainer(model, settings, objective, seed=seed, device=device)
         self.act = AdaptiveComputationTime(hrm)
         self.seed = seed
         self.invalid_observations = 0
@@ -86,16 +83,48 @@ class HRMAgent:
         """The weights that decide: the moving average."""
         return self.trainer.ema
 
+    @property
+    def hrm_model(self) -> HierarchicalReasoningModel:
+        """`model`; this and what follows are the seed's names (docs/adr/0043)."""
+        return self.model
+
+    @property
+    def act_mechanism(self) -> AdaptiveComputationTime:
+        return self.act
+
+    @property
+    def device(self) -> torch.device:
+        return self.trainer.device
+
+    @property
+    def observation_dim(self) -> int:
+        """Numbers in one observation."""
+        return self.model.observation_dim
+
+    @property
+    def action_dim_discrete(self) -> int:
+        return N_ACTIONS
+
+    @property
+    def action_dim_continuous(self) -> int:
+        return 1
+
     @cached_property
     def fine_tuner(self) -> FineTuner:
         """Stage B. What the agent has learned when it is first asked for is stage A."""
         return FineTuner(self.trainer, seed=self.seed)
 
-    def select_action(self, observation: Observation) -> tuple[int, float]:
+    def select_action(self, observation: Observation | NDArray[Any]) -> tuple[int, float]:
         """(action, quantity in units) for one observation; (HOLD, 1.0) if it is not finite.
 
-        Raises DataError if its shapes are not the schema's.
+        Raises DataError if its shapes are not the schema's. A mere array is `observation_dim` numbers, bars
+        before account; one of any other shape gets (HOLD, 1.0) too.
         """
+        if not isinstance(observation, Observation):
+            found = self._of_flat(observation)
+            if found is None:
+                return int(SAFE_DECISION[0]), SAFE_DECISION[1]
+            observation = found
         decisions = self.decide_batch(
             observation.bars[None],
             observation.account[None],
@@ -131,10 +160,18 @@ class HRMAgent:
         """Learn from each kind by its own loss; nothing for an empty sequence.
 
         Oracle-labelled experiences: one segment of deep supervision. Decisions that were taken and what came of
-        them: one PPO update, which raises DataError, changing nothing, if one of them cannot be learned from.
+        them: one PPO update, which raises DataError, changing nothing, if one of them cannot be learned from. So does
+        whatever is of neither kind.
         """
         taken = [one for one in experiences if isinstance(one, Transition)]
         labelled = [one for one in experiences if isinstance(one, Experience)]
+        unknown = {type(one).__name__ for one in experiences if not isinstance(one, Transition | Experience)}
+        if unknown:
+            raise DataError(
+                f"nothing was learned: there is no loss for {', '.join(sorted(unknown))}; give hrm.agent.Experience "
+                f"(an observation and what the oracle says of it) or hrm.rollout.Transition (a decision and its worth)",
+                code="unknown_experience",
+            )
         if taken:
             parts = self.fine_tuner.update(rollout_of(taken, self.trainer.device))
             log.debug("hrm_fine_tuned", rows=len(taken), **parts)
@@ -163,6 +200,28 @@ class HRMAgent:
             )
         self.trainer.model.load_state_dict(weights)
         self.trainer.ema.load_state_dict(weights)
+
+    def _of_flat(self, flat: NDArray[Any]) -> Observation | None:
+        """The observation that `observation_dim` numbers are; None, noted, if they are none.
+
+        Position and complexity are what the account says of them; a market of unknown complexity is a complex one.
+        """
+        try:
+            with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
+                values = np.asarray(flat, dtype=np.float32)
+        except (TypeError, ValueError):
+            values = np.empty(0, dtype=np.float32)
+        names = self.schema.account_features
+        if values.shape != (self.observation_dim,) or "position" not in names:
+            self.invalid_observations += 1
+            log.warning("observation_of_another_shape", shape=list(values.shape), expected=[self.observation_dim])
+            return None
+        if not np.isfinite(values).all():
+            self._note_invalid(1)
+            return None
+        bars, account = self.model.split(values[None])
+        told = dict(zip(names, account[0].tolist(), strict=True))
+        return Observation(bars[0], account[0], told.get("complexity", 1.0), int(np.sign(told["position"])))
 
     def _require_shapes(
         self,

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from core.actions import ACTION_OF
 from core.errors import ConfigError
+from core.settings import Settings
 from hrm.batch import Batch
 from hrm.model import Outputs
 
@@ -70,6 +71,15 @@ class Imitation(Objective):
         self.cost_bps, self.tau_bps = cost_bps, label_temperature * cost_bps
         self.tolerance_bps = cost_bps if reward_shaping else 0.0  # half a round trip: two units of turnover, halved
         self.register_buffer("actions", ACTIONS.clone(), persistent=False)
+
+    @classmethod
+    def of(cls, settings: Settings, cost_bps: float | None = None) -> Imitation:
+        """As the settings say, where one unit of turnover costs `cost_bps`, by default `trading.cost_bps`."""
+        return cls(
+            cost_bps=settings.trading.cost_bps if cost_bps is None else cost_bps,
+            label_temperature=settings.training_params.hrm.label_temperature,
+            reward_shaping=settings.hierarchical_reasoning_model.act.reward_shaping,
+        )
 
     def forward(self, outputs: Outputs, batch: Batch, continue_target: Tensor | None) -> SegmentLoss:
         q_values = batch["q_values"]

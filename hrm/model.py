@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from core.actions import N_ACTIONS
 from core.observation import ObservationSchema
 from core.settings import HierarchicalReasoningModelSettings
-from hrm.layers import Linear, truncated_normal_
+from hrm.layers import Level, Linear, truncated_normal_
 from hrm.recurrence import GradientApproximation, Recurrence
 
 FIXED_TOKENS = 2  # decision, account
@@ -50,6 +50,18 @@ class Outputs(NamedTuple):
     value: Tensor  # [B], bps to the end of the session under the model's own policy
     q_halt: Tensor  # [B], logit: the answer is good enough
     q_continue: Tensor  # [B], logit: it will be after more segments
+
+    def __getitem__(self, key: Any) -> Any:
+        """By the seed's names: action_type [B, 5], quantity [B, 1] in units, value [B, 1], q_values [B, 2]."""
+        if not isinstance(key, str):
+            return tuple.__getitem__(self, key)
+        named = {
+            "action_type": lambda: self.action_logits,
+            "quantity": lambda: self.log_quantity.exp().unsqueeze(-1),
+            "value": lambda: self.value.unsqueeze(-1),
+            "q_values": lambda: torch.stack((self.q_halt, self.q_continue), -1),
+        }
+        return named[key]()
 
 
 class InputNetwork(nn.Module):
@@ -136,8 +148,11 @@ class ReasoningModel(nn.Module, ABC):
     def forward(self, *arguments: Any) -> tuple[Any, Carry]:
         """One segment: the inputs, then a carry -> outputs and the next carry (not detached).
 
-        The recurrence computes in the carry's dtype; input and output networks in float32.
+        Without a carry it is the first segment. The recurrence computes in the carry's dtype; input and output
+        networks in float32.
         """
+        if not isinstance(arguments[-1], tuple):
+            arguments = (*arguments, self.initial_carry(arguments[0].shape[0]))
         *inputs, carry = arguments
         x = self.embed(*inputs).to(carry.z_H.dtype)
         z_H, z_L = self.recurrence(carry.z_H, carry.z_L, x)
@@ -173,10 +188,58 @@ class HierarchicalReasoningModel(ReasoningModel):
             self.output_network = OutputNetwork(architecture.h_module_dim, architecture.hidden_dim, quantity_max)
             self.q_head = QHead(architecture.h_module_dim)
 
+    @property
+    def observation_dim(self) -> int:
+        """Numbers in one observation: W F + A."""
+        return self.schema.window * len(self.schema.bar_features) + len(self.schema.account_features)
+
+    def split(self, flat: Any) -> tuple[Any, Any]:
+        """Observations as rows of numbers [B, W F + A] -> bars [B, W, F], oldest first, and account [B, A].
+
+        An array or a tensor. The service's raw form has the same order.
+        """
+        account = flat.shape[1] - len(self.schema.account_features)
+        return flat[:, :account].reshape(-1, self.schema.window, len(self.schema.bar_features)), flat[:, account:]
+
     def embed(self, *inputs: Tensor) -> Tensor:
-        """bars [B, W, F], account [B, A] -> x [B, n, e]."""
-        x: Tensor = self.input_network(*inputs)
+        """bars [B, W, F] and account [B, A], or both in one [B, W F + A] -> x [B, n, e]."""
+        x: Tensor = self.input_network(*(inputs if len(inputs) > 1 else self.split(inputs[0])))
         return x
+
+    @property
+    def config(self) -> HierarchicalReasoningModelSettings:
+        """The settings; this and what follows are the seed's names (docs/adr/0043)."""
+        return self.settings
+
+    @property
+    def h_module(self) -> Level:
+        return self.recurrence.f_H
+
+    @property
+    def l_module(self) -> Level:
+        return self.recurrence.f_L
+
+    @property
+    def policy_head(self) -> Linear:
+        return self.output_network.policy
+
+    @property
+    def quantity_head(self) -> Linear:
+        return self.output_network.quantity
+
+    @property
+    def value_head(self) -> Linear:
+        return self.output_network.value
+
+    @property
+    def N(self) -> int:  # noqa: N802 - the seed's and the paper's, as the next
+        """Cycles of the high level in a segment."""
+        return self.recurrence.cycles
+
+    @property
+    def T(self) -> int:  # noqa: N802
+        """Steps of the low level in a cycle."""
+        return self.recurrence.steps
 
     def read(self, z_H: Tensor) -> Outputs:
         """z_H [B, n, h] -> what the segment says."""

@@ -28,7 +28,7 @@ from hrm.capture import Captured, Readback
 from hrm.convergence import ConvergenceMonitor
 from hrm.distributed import World
 from hrm.kernels import available
-from hrm.losses import Objective
+from hrm.losses import Imitation, Objective
 from hrm.model import Carry, ReasoningModel
 from hrm.optimizer import Ema, learning_rate_factor, make_optimizer
 from hrm.recurrence import residual
@@ -62,23 +62,25 @@ class DeepSupervisionTrainer(Generic[Model]):
         self,
         model: Model,
         settings: Settings,
-        objective: Objective,
+        objective: Objective | None = None,
         *,
-        total_steps: int,
+        total_steps: int | None = None,
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
-        """`total_steps`: optimiser steps of the whole schedule. `seed` must be the same in every process.
+        """`seed` must be the same in every process. Raises ConfigError for settings under which no training is defined.
 
-        Raises ConfigError for settings under which no training is defined.
+        `objective`: by default that of one instrument, as the settings say. `total_steps`: optimiser steps of the whole
+        schedule, by default the settings' epochs.
         """
+        total_steps = _scheduled_steps(settings) if total_steps is None else total_steps
         _check(settings, total_steps)
         self.device, self.world = torch.device(device), World.current()
         self.model = model.to(self.device)
         self.model.recurrence.fused = available(self.device)
         self.model.recurrence.gradient = settings.deep_supervision.gradient_approximation
         self.settings, self.total_steps = settings, total_steps
-        self.objective = objective.to(self.device)
+        self.objective = (objective or Imitation.of(settings)).to(self.device)
         self.act = AdaptiveComputationTime(model.settings, max_segments=_training_segments(settings))
         self.optimizer = make_optimizer(model, settings)
         self._ema = Ema(model, settings.training_params.hrm.ema_decay)
@@ -93,6 +95,16 @@ class DeepSupervisionTrainer(Generic[Model]):
     def ema(self) -> Model:
         """The exponential moving average of the weights, in evaluation mode."""
         return self._ema.model
+
+    @property
+    def step_count(self) -> int:
+        """Optimiser steps done; this and the next are the seed's names."""
+        return self.step
+
+    @property
+    def max_segments(self) -> int:
+        """Segments at most, in training."""
+        return self.act.rule.max_segments
 
     @property
     def dtype(self) -> torch.dtype:
@@ -249,6 +261,11 @@ def _check(settings: Settings, total_steps: int) -> None:
         )
     if problems:
         raise ConfigError("HRM training cannot start: " + "; ".join(problems))
+
+
+def _scheduled_steps(settings: Settings) -> int:
+    training = settings.training_params.hrm
+    return max(1, training.rows_per_epoch // settings.performance.batch_size) * training.max_epochs
 
 
 def _training_segments(settings: Settings) -> int:

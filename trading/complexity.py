@@ -20,7 +20,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from core.settings import LONGEST_COMPLEXITY_WINDOW, ComplexityDetection
+from core.settings import LONGEST_COMPLEXITY_WINDOW, ComplexityDetection, load_settings
 from trading.indicators import ADX_STATE_SIZE, advance_adx, momentum, realised_volatility
 
 Floats = NDArray[np.float64]
@@ -93,8 +93,19 @@ def _last_complexity(bars: Floats, windows: Floats) -> float:
 class MarketComplexityDetector:
     """The seed's interface to the complexity that a market's bars carry."""
 
-    def __init__(self, settings: ComplexityDetection) -> None:
-        self.settings = settings
+    def __init__(self, settings: ComplexityDetection | None = None) -> None:
+        """By default the windows of the settings file. Raises ConfigError if that is wrong."""
+        self.settings = settings or load_settings().hierarchical_reasoning_model.complexity_detection
+
+    @property
+    def volatility_window(self) -> int:
+        """Bars."""
+        return self.settings.volatility_window
+
+    @property
+    def trend_strength_window(self) -> int:
+        """Bars."""
+        return self.settings.trend_strength_window
 
     @property
     def windows(self) -> Floats:
