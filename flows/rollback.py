@@ -2,12 +2,16 @@
 
 The service itself takes traffic away within a second, without this flow. This confirms it: the latch is set, the
 weight is 0, the facts are recorded, people are told. What becomes of the challenger's positions the plan says, by
-trigger and symbol: `mode` is that of symbols the plan does not name.
+trigger and symbol: `mode` is that of symbols the plan does not name; `handover` is what was open. Then it tidies up
+(flows/rollback_tidying.py): scheduled retraining rests until a person looked, the registry's aliases follow.
 """
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +25,11 @@ from core.files import write_json
 from core.settings import load_settings
 from delivery.handover import mode_for
 from delivery.plan import Handover
+from flows.rollback_positions import open_positions
+from flows.rollback_tidying import follow_in_registry, pause_retraining
 from flows.run_state import Run, load_run
 from flows.service import RunningService, reachable_service, running_service
+from serving import calls
 
 log = structlog.get_logger()
 
@@ -43,8 +50,13 @@ def rollback(
             for a worker would take the new challenger away for the old one's fault, and for good.
     """
     done = roll_back(reason, run_dir, event_id, version)
-    if not done["superseded"]:
+    if done["superseded"]:
+        return done
+    if run_dir is not None or FlowRunContext.get() is None:  # a migration's: the desk's Prefect hears from its service
         notify(done)
+        return done
+    notify(done, pause_retraining())
+    follow_in_registry(done["version"])
     return done
 
 
@@ -78,7 +90,8 @@ def roll_back(
         if version is not None and state.version > version and not state.latched:
             log.warning("rollback_superseded", reason=reason, event_id=event_id, of=version, version=state.version)
             return {"superseded": True, "champion": state.champion, "version": state.version, "event_id": event_id}
-        record = _confirmed(found, reason, event_id) | {"handover": []}
+        record = _confirmed(found, reason, event_id)
+        record |= _taken(found, settings.paths.state_dir, record)
     write_json(settings.paths.state_dir / "rollbacks" / f"{record['version']}.json", record)
     return record
 
@@ -104,14 +117,32 @@ def _handover(run: Run, policy: Handover, trigger: str) -> list[dict[str, Any]]:
     ]
 
 
-def notify(record: dict[str, Any]) -> None:
-    """Tell people: a log line at warning level, and an artifact where a flow runs."""
+def _taken(service: RunningService, state_dir: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """`handover`: what the model held that was taken back, in every ledger; `unread`: the ledgers that say nothing."""
+    (event, *_) = service.client.call(calls.events(after=record["version"] - 1)).events
+    (*_, model) = json.loads(event.state)["rejected"] or [""]
+    mode = partial(mode_for, service.plan().handover, record["trigger"])
+    rows, unread = open_positions(state_dir, model, record["epoch"], mode)
+    return {"handover": rows, "unread": unread}
+
+
+def notify(record: dict[str, Any], aftermath: Sequence[str] = ()) -> None:
+    """Tell people: a log line at warning level, and an artifact where a flow runs, which ends with `aftermath`."""
     log.warning("rolled_back", **{name: value for name, value in record.items() if name != "handover"})
     if FlowRunContext.get() is None:
         return
-    positions = "\n".join(f"| {one['symbol']} | {one['position']:+d} | {one['mode']} |" for one in record["handover"])
+    positions = "\n".join(_line(row) for row in record["handover"])
+    unread = [f"Not readable, so perhaps not all of them: {problem}" for problem in record.get("unread", [])]
     create_markdown_artifact(
         key="rollback",
         markdown=f"## Rolled back: {record['reason']}\n\n{record['champion']} decides, epoch {record['epoch']}, "
-        f"positions: {record['mode']}.\n\n| symbol | position | mode |\n|---|---|---|\n{positions}\n",
+        f"positions: {record['mode']}.\n\n| symbol | position | mode | ledger | owner by now |\n|---|---|---|---|---|\n"
+        + "\n\n".join([positions, *unread, *aftermath])
+        + "\n",
     )
+
+
+def _line(row: dict[str, Any]) -> str:
+    """A migration's positions are in no ledger."""
+    where = f"{row.get('ledger', '')} | {row.get('owner', '')}"
+    return f"| {row['symbol']} | {row['position']:+d} | {row['mode']} | {where} |"

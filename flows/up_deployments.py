@@ -2,8 +2,9 @@
 
 The pool, the queue of what cannot wait, the deployments with their schedules and triggers, and the one automation that
 prefect.yaml has no words for: a flow run that stopped saying that it lives is crashed, so that it holds no limit and
-people are told. Doing it again changes nothing. HRM_ROOT is the checkout that workers run from;
-DESK_DATA (a file) or DESK_SYMBOL (as Fyers names it) is what schedules look at, the synthetic market without them.
+people are told. Doing it again changes nothing: a schedule that was paused, by a person or a rollback, stays paused.
+HRM_ROOT is the checkout that workers run from; DESK_DATA (a file) or DESK_SYMBOL (as Fyers names it) is what schedules
+look at, the synthetic market without them.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
+from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.objects import DeploymentSchedule, StateType
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.exceptions import ObjectNotFound
@@ -65,7 +67,11 @@ def deploy(root: Path = ROOT) -> None:
     with get_client(sync_client=True) as client:
         _pool(client)
         _urgent_queue(client)
+        paused = {(of, schedule.slug) for of, schedule in _schedules(client) if not schedule.active}
         _deployments(root)
+        for of, schedule in _schedules(client):
+            if (of, schedule.slug) in paused:
+                client.update_deployment_schedule(of, schedule.id, active=False)
         _automation(client, silent_runs())
 
 
@@ -92,6 +98,11 @@ def _deployments(root: Path) -> None:
     done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, check=False)  # noqa: S603 - ours
     if done.returncode != 0:
         raise ConfigError(f"{root / 'prefect.yaml'}: prefect deploy said: {(done.stdout + done.stderr)[-1500:]}")
+
+
+def _schedules(client: SyncPrefectClient) -> list[tuple[UUID, DeploymentSchedule]]:
+    """Each with the deployment that it is of."""
+    return [(one.id, schedule) for one in client.read_deployments() for schedule in one.schedules]
 
 
 def _automation(client: SyncPrefectClient, wanted: AutomationCore) -> None:

@@ -36,16 +36,21 @@ URGENT = {"rollback", "rollout_pause", "alert"}
 BARS = "/bars/of the desk.parquet"
 
 
-@pytest.fixture(scope="module")
-def api(prefect_server: dict[str, str]):
-    """The server's API after a deployment of everything."""
-    env = prefect_server | {"PYTHONPATH": str(ROOT), "PREFECT_LOGGING_LEVEL": "ERROR", "DESK_DATA": BARS}
+def deploy(server: dict[str, str]) -> None:
+    env = server | {"PYTHONPATH": str(ROOT), "PREFECT_LOGGING_LEVEL": "ERROR", "DESK_DATA": BARS}
     done = subprocess.run(
         [sys.executable, "-m", "flows.up_deployments"], env=env, cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    user, password = env["PREFECT_API_AUTH_STRING"].split(":", 1)
-    with httpx.Client(base_url=env["PREFECT_API_URL"], auth=(user, password), trust_env=False) as client:
+
+
+@pytest.fixture(scope="module")
+def api(prefect_server: dict[str, str]):
+    """The server's API after a deployment of everything."""
+    deploy(prefect_server)
+    user, password = prefect_server["PREFECT_API_AUTH_STRING"].split(":", 1)
+    url = prefect_server["PREFECT_API_URL"]
+    with httpx.Client(base_url=url, auth=(user, password), trust_env=False, timeout=60) as client:
         yield client
 
 
@@ -190,3 +195,14 @@ def test_deploying_again_leaves_the_automation_of_silent_runs_alone(automations)
     with get_client(sync_client=True) as client:
         (found,) = client.read_automations_by_name("hrm-silent-run-to-crashed")
     assert _content(found) == _content(silent_runs())
+
+
+def test_deploying_again_resumes_nothing_that_was_paused(api, deployments, prefect_server):
+    """And pauses nothing else: two deployments have a schedule of the same name."""
+    place = f"/deployments/{deployments['retraining']['id']}"
+    weekly = next(one for one in deployments["retraining"]["schedules"] if one["slug"] == "weekly")
+    api.patch(f"{place}/schedules/{weekly['id']}", json={"active": False}).raise_for_status()
+    deploy(prefect_server)
+    found = {one["name"]: one["schedules"] for one in api.post("/deployments/filter", json={}).json()}
+    assert {one["slug"]: one["active"] for one in found["retraining"]} == {"after-the-close": True, "weekly": False}
+    assert [one["active"] for one in found["rollback-drill"]] == [True]
