@@ -1,7 +1,8 @@
 """Settings: types, bounds and units of `config/settings.yaml`, which holds the values.
 
-Order of precedence: environment (`HRM_SECTION__KEY`), the preset, the file. A function takes its own section;
-there is no module-level instance. Every problem of a file is reported at once (seed 3.2.2).
+Order of precedence: environment (`HRM_SECTION__KEY`), the preset, the file. `${section.key}` is what that setting then
+is. A function takes its own section; there is no module-level instance. Every problem of a file is reported at once
+(seed 3.2.2).
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from core.flow_settings import Flows
 from core.gates import Limit
 from core.halting import HaltingRule
 from core.live_settings import Fyers, Live, Risk
+from core.model_settings import ModelManagement
 from core.observation import Timeframe
 from core.section import Count, Positive, Ratio, Section
-from core.settings_file import environment_overrides, in_words, merge, read_tree
+from core.settings_file import dereferenced, environment_overrides, faults, merge, read_tree
 
 DEFAULT_FILE = Path(__file__).resolve().parent.parent / "config" / "settings.yaml"
 LONGEST_COMPLEXITY_WINDOW = 64  # bars: how many returns the complexity has to remember
@@ -176,13 +178,6 @@ class TrainingParams(Section):
     hrm: HrmTraining
     ppo: PpoTraining
     fine_tuning: FineTuning
-
-
-class ModelManagement(Section):
-    hrm_model_path: Path
-    checkpoint_frequency: Count
-    best_model_metric: str
-    model_versioning: bool
 
 
 class SyntheticMarket(Section):
@@ -375,11 +370,12 @@ def load_settings(
         problems.append(f"preset: unknown preset '{name}'; choose one of: {known}")
     else:
         tree = merge(tree, presets[name] or {})
-    tree = merge(tree, overrides) | {"preset": name}
+    tree, references, unresolved = dereferenced(merge(tree, overrides) | {"preset": name})
+    problems += unresolved
     try:
         settings = Settings.model_validate(tree)
     except ValidationError as error:
-        problems += [in_words(detail) for detail in error.errors(include_url=False)]
+        problems += faults(error.errors(include_url=False), references)
     if problems:
         listing = "\n".join(f"  - {problem}" for problem in problems)
         raise ConfigError(f"{file}: {len(problems)} problem(s), nothing was started:\n{listing}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from pydantic import SecretStr
 from core.errors import ConfigError
 
 ENV_PREFIX = "HRM_"
+REFERENCE = re.compile(r"\$\{([\w.]+)\}")  # ${section.name}: what that setting is
 SECRETS = ("HRM_WEBHOOK_SECRET", "HRM_SMTP_PASSWORD")
 NOT_SETTINGS = {
     "HRM_SETTINGS",
@@ -75,9 +77,55 @@ def merge(base: Any, override: Any) -> Any:
     return merged
 
 
+def dereferenced(tree: dict[str, Any]) -> tuple[dict[str, Any], dict[str, set[str]], list[str]]:
+    """The tree with every `${section.name}` replaced by that value, a whole one; a reference may lead to another.
+
+    Also by place what it referred to, itself too where that leads nowhere, which is a problem, in words.
+    """
+    references, problems = dict[str, set[str]](), list[str]()
+
+    def resolved(node: Any, *path: str | int) -> Any:
+        if isinstance(node, dict):
+            return {key: resolved(each, *path, key) for key, each in node.items()}
+        if isinstance(node, list):
+            return [resolved(each, *path, index) for index, each in enumerate(node)]
+        value, place, passed = node, dotted(path), set[str]()
+        at = place
+        while isinstance(value, str) and (found := REFERENCE.fullmatch(value)):
+            problem = f"{at}: {value} leads to no value; name a setting that has one"
+            at = found[1]
+            value = None if at in passed else _single_value(tree, at)
+            passed.add(at)
+            if value is None:
+                passed.add(place)
+                problems.append(problem)
+        if passed:
+            references[place] = passed
+        return value
+
+    return {key: resolved(each, key) for key, each in tree.items()}, references, list(dict.fromkeys(problems))
+
+
+def _single_value(tree: dict[str, Any], name: str) -> Any:
+    node: Any = tree
+    for key in name.split("."):
+        node = node.get(key) if isinstance(node, dict) else None
+    return None if isinstance(node, dict | list) else node
+
+
+def faults(errors: Sequence[Any], references: Mapping[str, set[str]]) -> list[str]:
+    """pydantic's errors in words, without those of places whose reference is told of itself."""
+    wrong = {dotted(detail["loc"]) for detail in errors}
+    return [in_words(detail) for detail in errors if not references.get(dotted(detail["loc"]), set()) & wrong]
+
+
+def dotted(path: Iterable[str | int]) -> str:
+    return ".".join(str(part) for part in path)
+
+
 def in_words(detail: Any) -> str:
     """One of pydantic's errors as a line: where, what, and what was given."""
-    place = ".".join(str(part) for part in detail["loc"])
+    place = dotted(detail["loc"])
     message = detail["msg"].removeprefix("Value error, ")
     given = "" if isinstance(detail["input"], dict) else f" (got {detail['input']!r})"
     return f"{place}: {message}{given}"
