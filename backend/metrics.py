@@ -6,6 +6,7 @@ could not tell it. What cannot be read is `hrm_desk_readable` 0 for its source, 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -17,11 +18,13 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from sqlalchemy.exc import SQLAlchemyError
 
+from backend.dashboard.panel import market_is_open
 from core.errors import HrmSystemError
 from core.settings import Settings
 from serving.scopes import Scope, needs
 from trading import drift_record, switch
 from trading.events import EventLog
+from trading.features import BAR_FEATURES
 from trading.ledger import Ledger
 from trading.ledger_tables import books
 from trading.manual import is_traded
@@ -35,7 +38,12 @@ GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "hrm_live_written_timestamp_seconds": ("When the ledger was last written", ("ledger",)),
     "hrm_live_blocked": ("1 for the reason for which a running desk opens nothing", ("ledger", "why")),
     "hrm_drift_features": ("Bar features that the newest drift check found to be others than in training", ()),
+    "hrm_feature_psi": (
+        "Population stability index of a bar feature, recent sessions to those trained on",
+        ("feature",),
+    ),
     "hrm_drift_checked_timestamp_seconds": ("When drift was last looked for", ()),
+    "hrm_market_open": ("1 while the exchange is in session, by its calendar", ()),
     "hrm_desk_readable": ("0 for what is there and could not be read", ("source",)),
 }
 Families = dict[str, GaugeMetricFamily]
@@ -59,8 +67,9 @@ def router(settings: Settings) -> APIRouter:
 class Desk(Collector):
     """The switch, the live ledgers and the newest drift check of a state directory. Any number of scrapes at once."""
 
-    def __init__(self, state_dir: Path) -> None:
-        self._state_dir = state_dir
+    def __init__(self, state_dir: Path, clock: Callable[[], float] = time.time) -> None:
+        """`clock`: Unix seconds."""
+        self._state_dir, self._clock = state_dir, clock
         self._sources: dict[str, Callable[[Families], None]] = {
             **{name: partial(_ledger, state_dir / name) for name in LIVE},
             drift_record.FILE: partial(_drift, state_dir),
@@ -71,6 +80,7 @@ class Desk(Collector):
         stands = switch.read(self._state_dir).state  # never raises: what cannot be read is halted
         for state in switch.STRICTER:
             found["hrm_trading_switch"].add_metric([state], float(state == stands))
+        found["hrm_market_open"].add_metric([], float(market_is_open(self._clock())))
         for source, read in self._sources.items():
             found["hrm_desk_readable"].add_metric([source], float(_was_read(read, found)))
         yield from found.values()
@@ -119,3 +129,6 @@ def _drift(state_dir: Path, found: Families) -> None:
     if record is not None:
         found["hrm_drift_features"].add_metric([], len(record.drifted))
         found["hrm_drift_checked_timestamp_seconds"].add_metric([], record.at_s)
+        for feature in BAR_FEATURES:  # and no other name that a file may have
+            if feature in record.psi:
+                found["hrm_feature_psi"].add_metric([feature], record.psi[feature])

@@ -17,7 +17,9 @@ UNTOLD = "Prefect is not told (alert `HrmOutboxStuck`)"
 BLIND = "Trading cannot be watched (alerts `HrmBackendDown`, `HrmDeskUnreadable`)"
 HANGS_AFTER_S = 30  # a live process writes an event every second
 UNTOLD_FOR_S = 300  # the outbox tries again every minute at the latest
-MARKET_OPEN = "and on() hrm:market_open == 1"
+# By the calendar of the backend that says what is held: a session on a weekend is one, and a holiday is none. Where
+# nobody says so, it is told at any time.
+UNLESS_CLOSED = "unless on (instance) hrm_market_open == 0"
 
 
 def desk() -> list[dict[str, Any]]:
@@ -60,7 +62,7 @@ def _live() -> list[dict[str, Any]]:
         told(
             alert(
                 "HrmDeskGone",
-                f"hrm_live_positions > 0 unless on (instance, ledger) hrm_live_running == 1 {MARKET_OPEN}",
+                f"hrm_live_positions > 0 unless on (instance, ledger) hrm_live_running == 1 {UNLESS_CLOSED}",
                 "critical",
                 "30s",
             ),

@@ -44,7 +44,8 @@ def drift_check(data: str | None = None, seed: int = 0, symbol: str | None = Non
     settings = load_settings()
     found = checked(build_dataset(settings, bars_file(settings, data, symbol), seed))
     moved = tuple(row["feature"] for row in found["features"] if row["verdict"] == Verdict.FAIL.value)
-    drift_record.keep(settings.paths.state_dir, found["verdict"], len(found["features"]), moved)
+    psi = {row["feature"]: row["psi"] for row in found["features"]}
+    drift_record.keep(settings.paths.state_dir, found["verdict"], psi, moved)
     return found
 
 

@@ -6,6 +6,7 @@ A check is over in a minute, and runs somewhere else: Prometheus cannot ask it. 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,7 +19,7 @@ FILE = "drift.json"
 
 
 class DriftRecord(BaseModel):
-    """`features` were looked at, `drifted` of them are not as in the sessions that were trained on."""
+    """`features` were looked at, `drifted` of them are not as in the sessions that were trained on; `psi` of each."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -26,11 +27,15 @@ class DriftRecord(BaseModel):
     verdict: Literal["pass", "fail", "inconclusive"]
     features: Annotated[int, Field(ge=0)]
     drifted: tuple[str, ...]
+    psi: dict[str, Annotated[float, Field(allow_inf_nan=False)]] = {}  # by feature; records of before have none
 
 
-def keep(state_dir: Path, verdict: str, features: int, drifted: tuple[str, ...]) -> None:
-    """Put a check on record, in place of the one before. Raises OSError where the disk refuses."""
-    values = {"at_s": time.time(), "verdict": verdict, "features": features, "drifted": drifted}
+def keep(state_dir: Path, verdict: str, psi: Mapping[str, float], drifted: tuple[str, ...]) -> None:
+    """Put a check on record, in place of the one before: the PSI of each feature that was looked at, and which drifted.
+
+    Raises OSError where the disk refuses.
+    """
+    values = {"at_s": time.time(), "verdict": verdict, "features": len(psi), "drifted": drifted, "psi": dict(psi)}
     state_dir.mkdir(parents=True, exist_ok=True)
     write_json(state_dir / FILE, DriftRecord.model_validate(values).model_dump(mode="json"))
 

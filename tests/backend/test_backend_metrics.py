@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import httpx
@@ -13,8 +14,10 @@ from test_backend_app import backend, settings_of
 
 from backend.metrics import GAUGES, Desk
 from trading import drift_record, switch
+from trading.calendar import KOLKATA
 from trading.costs import flat_costs
 from trading.events import EventLog, clock_body
+from trading.features import BAR_FEATURES
 from trading.gateway import OrderGateway
 from trading.ledger import Ledger, Order
 from trading.paper import PaperBroker
@@ -42,7 +45,7 @@ def states(state_dir: Path) -> dict[str, float | None]:
 
 def test_of_an_empty_state_directory_only_the_switch_is_told(tmp_path: Path) -> None:
     found = [sample.name for family in told(tmp_path).collect() for sample in family.samples]
-    assert set(found) == {"hrm_trading_switch", "hrm_desk_readable"}
+    assert set(found) == {"hrm_trading_switch", "hrm_desk_readable", "hrm_market_open"}
     assert list(tmp_path.iterdir()) == []
 
 
@@ -90,10 +93,38 @@ def test_a_ledger_that_grows_was_just_written(tmp_path: Path, ledger: Ledger) ->
 
 
 def test_drift_is_told_as_the_newest_check_found_it(tmp_path: Path) -> None:
-    drift_record.keep(tmp_path, "fail", 16, ("adx", "volatility"))
-    assert told(tmp_path).get_sample_value("hrm_drift_features") == 2.0
-    drift_record.keep(tmp_path, "pass", 16, ())
+    drift_record.keep(tmp_path, "fail", {"range_z": 0.31, "signal": 0.4, "progress": 0.0}, ("range_z", "signal"))
+    registry = told(tmp_path)
+    assert registry.get_sample_value("hrm_drift_features") == 2.0
+    assert registry.get_sample_value("hrm_feature_psi", {"feature": "range_z"}) == 0.31
+    assert registry.get_sample_value("hrm_feature_psi", {"feature": "progress"}) == 0.0
+    drift_record.keep(tmp_path, "pass", {"signal": 0.01}, ())
     assert told(tmp_path).get_sample_value("hrm_drift_features") == 0.0
+    assert told(tmp_path).get_sample_value("hrm_feature_psi", {"feature": "range_z"}) is None
+
+
+def test_only_features_of_the_observation_have_a_series(tmp_path: Path) -> None:
+    """Labels of a metric are bounded, whatever a file says."""
+    drift_record.keep(tmp_path, "pass", dict.fromkeys((*BAR_FEATURES, "made_up"), 0.1), ())
+    found = [sample for family in told(tmp_path).collect() for sample in family.samples]
+    assert [one.labels["feature"] for one in found if one.name == "hrm_feature_psi"] == list(BAR_FEATURES)
+
+
+@pytest.mark.parametrize(
+    ("moment", "is_open"),
+    [
+        ("2026-02-01 11:00", 1.0),  # a Sunday on which the budget was read
+        ("2026-02-08 11:00", 0.0),  # any other Sunday
+        ("2026-08-04 15:35", 1.0),  # derivatives close ten minutes later than shares
+        ("2026-08-04 15:40", 0.0),
+        ("2026-01-26 11:00", 0.0),  # a Monday, and a holiday
+    ],
+)
+def test_the_market_is_open_by_the_exchange_s_calendar(tmp_path: Path, moment: str, is_open: float) -> None:
+    at = datetime.fromisoformat(moment).replace(tzinfo=KOLKATA).timestamp()
+    registry = CollectorRegistry()
+    registry.register(Desk(tmp_path, lambda: at))
+    assert registry.get_sample_value("hrm_market_open") == is_open
 
 
 @pytest.mark.parametrize("source", [LIVE, drift_record.FILE])

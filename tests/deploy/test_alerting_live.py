@@ -102,7 +102,7 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
 def test_whoever_is_on_duty_is_told_once_and_told_when_it_is_over(stack: Stack) -> None:
     """Something that is critical, something else that is not, a restart of Alertmanager, and the end of a replica."""
     assert stack.firing() == set()
-    drift_record.keep(stack.folder, "fail", 16, ("adx",))
+    drift_record.keep(stack.folder, "fail", {"signal": 0.4}, ("signal",))
     (stack.folder / switch.KILL).touch()
     _until(lambda: {name for name, _ in stack.webhook.told} >= {"HrmTradingHalted", "HrmDrift"})
     stack.end_manager()

@@ -52,13 +52,30 @@ def test_what_is_in_order_is_not_told(tmp_path: Path, alert: str, series: dict[s
 
 
 @promtool
-def test_a_desk_that_ended_with_something_held_is_told_while_the_market_is_open(tmp_path: Path) -> None:
-    """Three machines: one holds and is gone, one holds and runs, one is gone and holds nothing."""
+@pytest.mark.parametrize(
+    ("opens", "closes", "expected"),
+    [
+        (225, 625, {"3h40m": 0, "3h50m": 1, "10h10m": 1, "10h30m": 0}),  # a Thursday: derivatives close at 15:40
+        (3105, 3480, {"51h40m": 0, "51h50m": 1, "58h5m": 0}),  # a session on a Saturday
+        (4000, 4001, {"5h": 0, "29h": 0}),  # Thursday and Friday are holidays
+    ],
+)
+def test_a_desk_that_ended_with_something_held_is_told_while_the_market_is_open(
+    tmp_path: Path, opens: int, closes: int, expected: dict[str, int]
+) -> None:
+    """Three machines: one holds and is gone, one holds and runs, one is gone and holds nothing. Minutes of the test."""
     series: dict[str, str] = {}
     for instance, (held, running) in {"gone": (2, 0), "runs": (2, 1), "flat": (0, 0)}.items():
         labels = f'{{instance="{instance}",ledger="live.db"}}'
-        series |= {f"hrm_live_positions{labels}": f"{held}x240", f"hrm_live_running{labels}": f"{running}x240"}
-    assert fired(tmp_path, series, "HrmDeskGone", {"3h40m": 0, "3h50m": 1}) == ""
+        series |= {f"hrm_live_positions{labels}": f"{held}x4100", f"hrm_live_running{labels}": f"{running}x4100"}
+        market = f"0x{opens - 1} 1x{closes - opens - 1} 0x{4100 - closes}"
+        series[f'hrm_market_open{{instance="{instance}"}}'] = market
+    assert fired(tmp_path, series, "HrmDeskGone", expected) == ""
+
+
+@promtool
+def test_a_backend_that_does_not_say_whether_the_market_is_open_silences_nobody(tmp_path: Path) -> None:
+    assert fired(tmp_path, {f"hrm_live_positions{{{LIVE}}}": "2x20", RUNNING: "0x20"}, "HrmDeskGone", {"8m": 1}) == ""
 
 
 @promtool

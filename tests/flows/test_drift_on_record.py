@@ -19,3 +19,4 @@ def test_a_check_is_on_record_with_what_it_found(tmp_path: Path, monkeypatch: py
     assert record is not None
     assert (record.verdict, record.features) == (said["verdict"], len(said["features"]))
     assert record.drifted == tuple(row["feature"] for row in said["features"] if row["verdict"] == "fail")
+    assert record.psi == {row["feature"]: row["psi"] for row in said["features"]}
