@@ -44,13 +44,30 @@ STOPS = 5.0  # of the halting head's bias: above every threshold
 def run(settings: Settings, *, peers: tuple[str, ...] = PEERS) -> dict[str, Any]:
     """`equity_agrees` is None where vectorbt could not be installed, which its entry then says."""
     crossovers = {str(bars): _beside_peers(settings, bars, peers) for bars in CROSSOVER_BARS}
-    differences = [found["vectorbt"].get("equity_difference") for found in crossovers.values() if "vectorbt" in found]
-    known = [difference for difference in differences if difference is not None]
-    return described(RUNS) | {
+    found = {
         "crossover": crossovers,
         "overhead_bars_per_s": {str(sessions): _overhead(settings, sessions) for sessions in YEARS},
         "year": year_with_model(settings),
-        "equity_agrees": max(known) <= EQUITY_TOLERANCE if known else None,
+    }
+    figures = flat(found)
+    difference = figures["equity_difference_vs_vectorbt"]
+    agrees = None if difference is None else difference <= EQUITY_TOLERANCE
+    return described(RUNS) | found | {"equity_agrees": agrees} | figures
+
+
+def flat(found: dict[str, Any]) -> dict[str, float | None]:
+    """Bars per second of the longest crossover, ours and the peers'; the largest relative difference to vectorbt's
+    final equity in any of them; seconds of the year with a model. None for a peer that is absent.
+    """
+    crossovers = found["crossover"]
+    longest = crossovers[max(crossovers, key=int)]
+    rates = {peer: longest.get(peer, {}).get("bars_per_s") for peer in PEERS}
+    differences = [each.get("vectorbt", {}).get("equity_difference") for each in crossovers.values()]
+    return {
+        "bars_per_s": longest["ours"]["bars_per_s"],
+        **{f"{peer.removesuffix('_trader')}_bars_per_s": rate for peer, rate in rates.items()},
+        "equity_difference_vs_vectorbt": max((each for each in differences if each is not None), default=None),
+        "year_with_model_s": found["year"]["seconds"],
     }
 
 

@@ -62,7 +62,7 @@ def for_device(settings: Settings) -> Settings:
 def train(name: str, data: Dataset, settings: Settings, *, budget_s: float, seed: int) -> Contender:
     """Train `hrm`, `ppo`, `transformer` or `transformer_same_compute` for `budget_s` seconds."""
     if name == "ppo":
-        return _train_ppo(data, settings, budget_s=budget_s, seed=seed)
+        return train_ppo(data, settings, budget_s=budget_s, seed=seed)
     return _train_model(name, data, SETTINGS_OF[name](settings), budget_s=budget_s, seed=seed)
 
 
@@ -101,7 +101,8 @@ def _train_model(name: str, data: Dataset, settings: Settings, *, budget_s: floa
     return Contender(policy, trainer.ema, done.facts(trainer, settings), judged)
 
 
-def _train_ppo(data: Dataset, settings: Settings, *, budget_s: float, seed: int) -> Contender:
+def train_ppo(data: Dataset, settings: Settings, *, budget_s: float | None, seed: int) -> Contender:
+    """The incumbent after `budget_s` seconds, or after `total_timesteps` samples of its settings if that is None."""
     torch.set_num_threads(PPO_THREADS if training_device().type == "cuda" else 1)
     started = time.monotonic()
     samples, looks, curve = 0, [], []

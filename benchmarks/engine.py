@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.engine_process import BATCHES
 from benchmarks.machine import described
 from core.manifest import ModelManifest, Storage
 from core.settings import Settings
@@ -44,7 +46,10 @@ class Task:
 
 
 def run(settings: Settings, formats: tuple[Storage, ...] | None = None) -> dict[str, Any]:
-    """`formats`: by name, what benchmarks.engine_process says. By default the exact one that fits and static_int8."""
+    """`formats`: by name, what benchmarks.engine_process says. By default the exact one that fits and static_int8.
+
+    The figures beside them are those of the first.
+    """
     spec = schema(settings.observation)
     model = HierarchicalReasoningModel(
         settings.hierarchical_reasoning_model, spec, settings.trading.max_quantity, seed=0
@@ -58,7 +63,18 @@ def run(settings: Settings, formats: tuple[Storage, ...] | None = None) -> dict[
         found = {
             each.storage: _measured(each, store, model, settings) for each in _export(model, store, formats, settings)
         }
-    return described(1) | {"preset": settings.preset, "threads": 1, "formats": found}
+    return described(1) | {"preset": settings.preset, "threads": 1, "formats": found} | flat(found, formats[0])
+
+
+def flat(found: Mapping[Storage, Mapping[str, Any]], chosen: Storage) -> dict[str, Any]:
+    """The figures of the format `chosen`: a segment of one row beside its floor; rows per second, 32 rows at once."""
+    figures, one, most = found[chosen], str(BATCHES[0]), str(BATCHES[-1])
+    return {
+        "format": chosen,
+        **{name: figures[name] for name in ("provider", "full_depth_p99_ms", "rss_mb", "ready_s")},
+        **{name: figures[name][one] for name in ("segment_ms", "floor_ms", "ratio_to_floor")},
+        "rows_per_s": figures["rows_per_s"][most],
+    }
 
 
 def _export(

@@ -53,7 +53,7 @@ def run(settings: Settings) -> dict[str, Any]:
     theirs: dict[str, Any] = beside(
         PEERS, settings.paths.state_dir, _arrays(wide), window=own.window, steps=SINGLE_STEPS, runs=RUNS
     )
-    return (
+    found = (
         described(RUNS)
         | {"bars": len(market.bars), "rows": ROWS, "window": [own.window, FEATURES]}
         | {f"{name}_steps_per_s": rate for name, rate in rates.items()}
@@ -65,6 +65,13 @@ def run(settings: Settings) -> dict[str, Any]:
             for name, rate in rates.items()
         }
     )
+    return found | flat(found)
+
+
+def flat(found: dict[str, Any]) -> dict[str, float | None]:
+    """The peers' steps per second and the ratio to gym-trading-env with its own 60 x 16 windows; None if absent."""
+    rates = {f"{peer}_steps_per_s": found[peer].get("steps_per_s") for peer in PEERS}
+    return rates | {"ratio_vs_gym_trading_env": found.get("window_over_gym_trading_env")}
 
 
 def _rate(env: EndlessEnv, lock_steps: int, quantity_max: float, *, observing: bool) -> float:

@@ -19,6 +19,17 @@ from core.settings import Settings
 from flows.progress import bars
 from hrm.distributed import training_device
 
+SCORED = ("score", "ci95_low", "ci95_high", "train_s")
+RULES = {"greedy", "hold"}
+COMPARED = ("hrm", "ppo", "transformer", "transformer_same_compute", "greedy", "hold")
+FIGURES = (
+    "window_ceiling",
+    "score_by_segments",
+    "act_score",
+    "act_mean_segments",
+    "infeasible_ratio",
+    "hold_ratio",
+)
 HEADLINES = ("score", "return_bps_per_day", "return_pct")
 
 
@@ -48,7 +59,15 @@ def run(
     answer = {**where, "task": task, "budget_s": budget_s, "device": _device(), "preset": settings.preset}
     answer |= {"seeds": seeds} | found
     console.print(_table(answer))
-    return answer
+    return flat(answer)
+
+
+def flat(answer: dict[str, Any]) -> dict[str, Any]:
+    """The answer with every figure that any task has; None for those that this one lacks, and for who did not play."""
+    played = {name: dict.fromkeys(SCORED) | answer[name] for name in COMPARED if name in answer}
+    for rule in RULES & played.keys():
+        played[rule]["train_s"] = 0.0  # there is nothing to learn
+    return answer | {name: answer.get(name) for name in (*FIGURES, *COMPARED)} | played
 
 
 def _device() -> str:

@@ -43,11 +43,16 @@ def run(
         raise ConfigError(f"{', '.join(unknown)}: unknown; choose from {', '.join(PARTS)}", code="usage")
     if keep is not None and keep.exists():
         raise ConfigError(f"{keep}: is there already; name a folder that is not, or remove it", code="usage")
-    bench, found = Bench(kills, seed, keep, data), described(1)
+    bench, found = Bench(kills, seed, keep, data), dict[str, Any]()
     for name, part in PARTS.items():
         if name in parts:
             found |= part(bench)
-    return found | {"goals": judged(found, "", gpu=False, goals=GOALS)}
+    return described(1) | flat(found) | found | {"goals": judged(found, "", gpu=False, goals=GOALS)}
+
+
+def flat(found: dict[str, Any]) -> dict[str, Any]:
+    """The figures that are always told; None for a part that was not run."""
+    return {name: found.get(name) for name in (*OF_KILLS, *SHOWN)}
 
 
 def _kills(bench: Bench) -> dict[str, Any]:
@@ -60,4 +65,5 @@ def _session(bench: Bench) -> dict[str, Any]:
 
 
 PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {"kills": _kills, "session": _session}
+OF_KILLS = ("kills", "duplicate_orders", "lost_fills", "ledger_mismatches", "restart_s")
 SHOWN = ("decision_to_order_p99_ms", "bars", "undecided_bars")  # beside the kills' figures

@@ -9,6 +9,8 @@ target positions as the action, and from the same hyper-parameters:
 
 `ratio` is of the medians; the runs take turns. `out_of_the_box` is stable-baselines3 as it is used by most: one
 session at a time behind Gymnasium's interface. Its value loss has no half, so it is given half of vf_coef.
+
+`incumbent` is what such a training is worth: our PPO with its own settings through all its samples, seed 0.
 """
 
 from __future__ import annotations
@@ -25,12 +27,15 @@ from torch import Tensor, nn
 
 from baselines.agent import REWARD_SCALE
 from baselines.ppo import Acted, ActorCritic, Arrays, Evaluated, Ppo, Step, Tensors, entropy, sampled, taken
+from benchmarks.contenders import train_ppo
+from benchmarks.intervals import named
 from benchmarks.machine import described
 from core.actions import ACTION_OF
 from core.errors import ConfigError
 from core.settings import PpoTraining, Settings
-from trading.dataset import Dataset, random_walk, training_env
+from trading.dataset import Dataset, build_dataset, random_walk, training_env
 from trading.env import EndlessEnv
+from trading.evaluation import evaluate, score_interval
 
 RUNS = 5
 HIDDEN_DIM = 64
@@ -102,12 +107,29 @@ def run(settings: Settings, *, runs: int = RUNS) -> dict[str, Any]:
     rates = _in_turns(works, runs)
     found = {name: _compared(rates[name], rates[f"sb3_{name}"]) for name in ("defaults", "settings")}
     box_rate = statistics.median(rates["out_of_the_box"])
+    found["incumbent"] = incumbent(settings)
     answer = described(runs) | {
         "ratio": found["defaults"]["ratio"],
         **found,
         "sb3_out_of_the_box_samples_per_s": box_rate,
     }
-    return answer | {"times_out_of_the_box": found["settings"]["samples_per_s"] / box_rate, "threads": 1}
+    answer |= {"times_out_of_the_box": found["settings"]["samples_per_s"] / box_rate, "threads": 1}
+    return answer | flat(found)
+
+
+def flat(found: dict[str, Any]) -> dict[str, float]:
+    """The rates and their ratio at stable-baselines3's defaults; `score` of the incumbent, 1 is the optimum."""
+    defaults = found["defaults"]
+    rates = {name: defaults[name] for name in ("samples_per_s", "sb3_samples_per_s")}
+    return rates | {"ratio_vs_sb3": defaults["ratio"], "score": found["incumbent"]["score"]}
+
+
+def incumbent(settings: Settings, seed: int = 0) -> dict[str, float]:
+    """Trained as its settings say: share of the synthetic market's optimum on test sessions, its interval, seconds."""
+    data = build_dataset(settings, None, seed)
+    trained = train_ppo(data, settings, budget_s=None, seed=seed)
+    found = evaluate(trained.policy, data.test, data.schema, data.cost_bps)
+    return named("score", score_interval(found)) | {name: trained.facts[name] for name in ("train_s", "rows")}
 
 
 def ours(env: Targets, hyper: PpoTraining) -> Work:

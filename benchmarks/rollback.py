@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import signal
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,7 @@ ORDER_PROCESSES = 2
 CONTROLLERS_KILLED = 10
 SMALL = "compact"  # the preset of services whose models are made for them
 TRIALS = 400  # of each fault at each rate
+TOLD_AS = {"kills": "kills_by_database"}  # `kills` is how many there were
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,24 @@ def run(*, kills: int, rollbacks: int, orders: int, months: int = 1, only: str |
         raise ConfigError(f"{', '.join(unknown)}: unknown; choose from {', '.join(PARTS)}", code="usage")
     with tempfile.TemporaryDirectory(prefix="hrm-bench-") as folder:
         bench = Bench(Path(folder), kills, rollbacks, orders, months)
-        found = {name: PARTS[name](bench) for name in PARTS if name in parts}
-    return described(1) | found | {"goals": judged(found, "", gpu=False, goals=GOALS)}
+        found = {TOLD_AS.get(name, name): PARTS[name](bench) for name in PARTS if name in parts}
+    return described(1) | flat(found) | found | {"goals": judged(found, "", gpu=False, goals=GOALS)}
+
+
+def flat(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of all databases in `backend` together: sums, and the slowest; None for a part that was not run."""
+    kills, seen = found.get(TOLD_AS["kills"], {}), found.get("seen", {})
+    return {
+        "backend": "+".join(kills or seen) or None,
+        "workers": max((each["workers"] for each in seen.values()), default=None),
+        "propagation_p99_ms": max((each["latency_ms"]["p99"] for each in seen.values()), default=None),
+        "last_challenger_ms": found.get("drill", {}).get("last_challenger_ms"),
+        **{
+            name: sum(each[name] for each in kills.values()) if kills else None
+            for name in ("kills", "lost", "duplicated")
+        },
+        "stale_epoch_orders": found.get("orders", {}).get("stale_accepted"),
+    }
 
 
 def _kills(bench: Bench) -> dict[str, Any]:

@@ -7,9 +7,13 @@ DATABASES = ("sqlite", "postgres")
 SEEN_P99_MS = {"sqlite": 150, "postgres": 100}
 
 GOALS = (
-    *(Goal(f"kills.{database}.{count}", most=0) for database in DATABASES for count in ("lost", "duplicated")),
     *(
-        Goal(f"kills.{database}.{proof}", least=1)
+        Goal(f"kills_by_database.{database}.{count}", most=0)
+        for database in DATABASES
+        for count in ("lost", "duplicated")
+    ),
+    *(
+        Goal(f"kills_by_database.{database}.{proof}", least=1)
         for database in DATABASES
         for proof in ("chain_verifies", "consistent")
     ),

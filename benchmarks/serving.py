@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import statistics
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -80,7 +80,29 @@ def run(settings: Settings, plan: Plan) -> dict[str, Any]:
         if plan.soak_s:
             found["soak"] = soak(bench.model, bench.asked(SHALLOW), plan.soak_s)
         facts = {"preset": settings.preset, "storage": bench.model.manifest.storage, "provider": bench.engine.provider}
-    return described(RUNS) | facts | found | {"goals": judged(found, settings.preset, gpu=bench.gpu)}
+    goals = judged(found, settings.preset, gpu=bench.gpu)
+    return described(RUNS) | facts | {"clients": plan.clients} | flat(found) | found | {"goals": goals}
+
+
+def flat(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of `load`, and p50 of the shallow in `mixed`, ms; None for a part that was not run.
+
+    `errors`: how many, in all turns. `peers`: those that were measured, by name.
+    """
+    load, mixed = found.get("load", {}), found.get("mixed", {})
+    return _headline(load.get("ours")) | {
+        "peers": {name: _headline(load[name]) for name in PEER_NAMES if name in load} or None,
+        "ratio_vs_best_peer": load.get("ratio_to_best_peer"),
+        "shallow_p50_ms": mixed["ours"]["by_depth_ms"]["1"]["p50"] if mixed else None,
+        "shallow_p50_whole_request_ms": mixed["whole_requests"]["by_depth_ms"]["1"]["p50"] if mixed else None,
+    }
+
+
+def _headline(found: Mapping[str, Any] | None) -> dict[str, Any]:
+    if found is None:
+        return dict.fromkeys(("decisions_per_s", "mean_ms", "p50_ms", "p99_ms", "errors"))
+    latency_ms = {f"{name}_ms": found["latency_ms"].get(name) for name in ("mean", "p50", "p99")}  # none: no answer
+    return {"decisions_per_s": found["decisions_per_s"], **latency_ms, "errors": sum(found["errors"].values())}
 
 
 class _Bench:

@@ -22,6 +22,7 @@ from benchmarks.dashboard import run
 from serving import keys
 from serving.records import Records
 from serving.scopes import Directory, Scope
+from tests.benchmarks.fixed_keys import fixed, measured
 from trading import switch
 
 
@@ -229,5 +230,6 @@ def test_twenty_clients_hear_everything_and_one_that_does_not_read_is_dropped() 
     """The bounded form of `hrm bench dashboard`, without its limit in time: machines of tests are shared."""
     found = run(clients=20, duration_s=8.0)
     assert (found["lost"], found["dropped_slow_clients"], found["clients_at_the_end"]) == (0, 1, 20)
+    assert measured("dashboard", found) == set(fixed("dashboard", found))
     assert found["decisions"] == 400
     assert found["fanout_p50_ms"] < 5000

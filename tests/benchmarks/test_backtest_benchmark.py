@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks import backtest, peers
 from core.settings import Settings, load_settings
+from tests.benchmarks.fixed_keys import measured
 from trading.market import Market
 
 
@@ -65,9 +66,10 @@ def test_without_peers_the_benchmark_says_so(tmp_path, monkeypatch: pytest.Monke
     monkeypatch.setattr(backtest, "YEARS", (6,))
     nowhere = (tmp_path / "nowhere-1.0-py3-none-any.whl").as_uri()
     monkeypatch.setitem(peers.PEERS, "vectorbt", peers.Peer("vectorbt", (nowhere,)))
-    monkeypatch.setattr(backtest, "year_with_model", lambda _settings: {})
+    monkeypatch.setattr(backtest, "year_with_model", lambda _settings: {"seconds": 1.0})
     found = backtest.run(settings(tmp_path), peers=("vectorbt",))
     assert found["equity_agrees"] is None
+    assert measured("backtest", found) == {"bars_per_s", "year_with_model_s"}
     assert "nowhere" in found["crossover"]["1500"]["vectorbt"]["absent"]
     json.dumps(found, allow_nan=False)
 
@@ -78,13 +80,14 @@ def test_another_equity_than_vectorbt_s_fails_the_benchmark(
 ) -> None:
     monkeypatch.setattr(backtest, "CROSSOVER_BARS", (1500,))
     monkeypatch.setattr(backtest, "YEARS", (6,))
-    monkeypatch.setattr(backtest, "year_with_model", lambda _settings: {})
+    monkeypatch.setattr(backtest, "year_with_model", lambda _settings: {"seconds": 1.0})
     ours = float(
         backtest.run_crossover(backtest.market_of_sessions(settings(tmp_path), 20), settings(tmp_path)).equity[-1]
     )
     monkeypatch.setattr(backtest, "beside", lambda *_args, **_kwargs: {"vectorbt": {"final_equity": ours * theirs}})
     found = backtest.run(settings(tmp_path), peers=("vectorbt",))
     assert found["equity_agrees"] is agrees
+    assert found["equity_difference_vs_vectorbt"] == pytest.approx(theirs - 1.0, rel=1e-6, abs=1e-15)
 
 
 def test_every_peer_has_its_script() -> None:

@@ -12,6 +12,7 @@ from benchmarks import book, learning
 from core.settings import Settings
 from flows import book_training
 from flows.book_sampler import book_of
+from tests.benchmarks.fixed_keys import fixed, measured
 from trading.book import BookLaw, gains
 from trading.book_exact import solve
 
@@ -30,6 +31,8 @@ def test_every_model_and_every_heuristic_answers_with_a_score_and_its_interval(a
     for name in (*book.CONTENDERS, *book.RULES, "hold"):
         assert answer[name]["ci95_low"] <= answer[name]["score"] <= answer[name]["ci95_high"] <= 1.01, name
     assert answer["hold"]["score"] == 0.0
+    lacking = {"ppo", "window_ceiling", "hold_ratio"}  # of one instrument
+    assert measured("learning", answer) == set(fixed("learning", answer)) - lacking
     assert answer["transformer"]["parameters"] == answer["hrm"]["parameters"]
 
 

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from benchmarks import engine_process
-from benchmarks.engine import Task, products, run
+from benchmarks.engine import Task, flat, products, run
 from core.settings import load_settings
 from hrm.export import MarketSegment, export_model, export_segment
 from hrm.inference import Product, laid_out
 from hrm.model import HierarchicalReasoningModel
+from tests.benchmarks.fixed_keys import fixed, measured
 from trading.features import schema
 
 SETTINGS = load_settings(preset="compact", environ={})
@@ -60,6 +61,9 @@ def test_a_process_tells_the_time_of_segments_beside_their_floor(
     )
     task = Task(str(store), "hrm/v1", model.tokens, products(SETTINGS))
     found = engine_process.measure(json.loads(json.dumps(asdict(task))))
+    told = flat({"static_int8": json.loads(json.dumps(found))}, "static_int8")
+    assert told["segment_ms"] == found["segment_ms"][1]
+    assert told["rows_per_s"] == found["rows_per_s"][32]
     assert found["provider"] == "CPUExecutionProvider"
     for name in ("segment_ms", "floor_ms", "ratio_to_floor", "rows_per_s"):
         assert found[name].keys() == BATCHES
@@ -75,6 +79,8 @@ def test_a_process_tells_the_time_of_segments_beside_their_floor(
 def test_every_format_is_measured_in_a_process_without_torch() -> None:
     found = run(SETTINGS)
     assert set(found["formats"]) == {"fp32", "static_int8"}
+    assert measured("engine", found) == set(fixed("engine", found))
+    assert found["format"] == "fp32"
     for each in found["formats"].values():
         assert each["rss_mb"] < 300
         assert set(map(int, each["rows_per_s"])) == BATCHES

@@ -13,6 +13,7 @@ from benchmarks import env as benchmark
 from benchmarks import peers
 from benchmarks.peers import PEERS
 from core.settings import Settings, load_settings
+from tests.benchmarks.fixed_keys import fixed, measured
 from trading.features import schema
 
 RATES = ("index", "window", "own_window", "scalar")
@@ -51,6 +52,7 @@ def test_a_peer_that_is_absent_leaves_rates_and_no_ratio(quick: None, settings: 
     assert all(found[f"{name}_steps_per_s"] > 0 for name in RATES)
     assert all("exit code 2" in found[name]["absent"] for name in benchmark.PEERS)
     assert not [name for name in found if "_over_" in name]
+    assert measured("env", found) == {"index_steps_per_s", "window_steps_per_s", "scalar_steps_per_s"}
     json.dumps(found, allow_nan=False)
 
 
@@ -61,6 +63,9 @@ def test_ratios_are_those_of_one_run(quick: None, settings: Settings, scripts: P
     for peer in benchmark.PEERS:
         for name in RATES:
             assert found[f"{name}_over_{peer}"] == found[f"{name}_steps_per_s"] / 10.0
+    told = fixed("env", found)
+    assert told["gym_trading_env_steps_per_s"] == told["gym_anytrading_steps_per_s"] == 10.0
+    assert told["ratio_vs_gym_trading_env"] == told["window_steps_per_s"] / 10.0
 
 
 def test_rows_stand_at_all_stages_of_their_sessions(settings: Settings) -> None:

@@ -12,6 +12,7 @@ import torch
 import benchmarks.ppo as bench
 from core.errors import ConfigError
 from core.settings import Settings
+from tests.benchmarks.fixed_keys import fixed
 
 
 def test_both_learners_are_timed_in_one_run(small: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -19,7 +20,9 @@ def test_both_learners_are_timed_in_one_run(small: Settings, monkeypatch: pytest
     monkeypatch.setattr(bench, "SESSIONS", 30)
     monkeypatch.setitem(bench.DEFAULTS, "n_steps", 4)
     monkeypatch.setitem(bench.OUT_OF_THE_BOX, "n_steps", 64)
-    answer = bench.run(small, runs=2)
+    hyper = small.training_params.ppo.model_copy(update={"total_timesteps": 8_000, "n_steps": 19})
+    params = small.training_params.model_copy(update={"ppo": hyper})
+    answer = bench.run(small.model_copy(update={"training_params": params}), runs=2)
     assert json.loads(json.dumps(answer, allow_nan=False)) == answer
     assert {"commit", "machine", "runs", "ratio", "times_out_of_the_box"} <= set(answer)
     assert answer["threads"] == 1
@@ -29,6 +32,12 @@ def test_both_learners_are_timed_in_one_run(small: Settings, monkeypatch: pytest
         assert len(found["ratios"]) == 2
         assert statistics.median(found["ratios"]) > 0
     assert torch.get_num_threads() == 1
+    trained = answer["incumbent"]
+    assert trained["rows"] == 8_000 // (16 * 19) * 16 * 19
+    assert trained["ci95_low"] <= trained["score"] <= trained["ci95_high"] < 1.0
+    told = {"samples_per_s": answer["defaults"]["samples_per_s"], "ratio_vs_sb3": answer["ratio"]}
+    told |= {"sb3_samples_per_s": answer["defaults"]["sb3_samples_per_s"], "score": trained["score"]}
+    assert fixed("ppo", answer) == told
 
 
 def test_without_stable_baselines3_it_says_what_to_install(small: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

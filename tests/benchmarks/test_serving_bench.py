@@ -32,6 +32,8 @@ from benchmarks.serving_targets import Model, _no_orphans, echo, peer
 from core.errors import ConfigError, ModelError
 from core.settings import Settings
 from flows.processes import end
+from tests.benchmarks.fixed_keys import fixed
+from tests.benchmarks.fixed_keys import measured as measured_keys
 
 DECISION = b'{"action": 4, "segments":2, "role":"champion"}'
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(DECISION) + DECISION
@@ -206,6 +208,7 @@ def test_every_part_runs_and_says_what_was_reached(small: Settings, monkeypatch:
     assert found["load"]["ours"]["errors"] == {} and found["load"]["ratio_to_best_peer"] is None
     assert found["full_depth"]["ours"]["mean_depth"] == found["full_depth"]["segments"] == 3
     assert set(found["mixed"]["ours"]["by_depth_ms"]) == {"1", "3"}
+    assert measured_keys("serving", found) == set(fixed("serving", found)) - {"peers", "ratio_vs_best_peer"}
     assert found["start"][small.preset]["rss_mb"] > 50
     reached = {goal["figure"]: goal["reached"] for goal in found["goals"]}
     for part in ("load", "full_depth", "mixed"):
@@ -255,6 +258,7 @@ def test_one_part_runs_and_says_what_was_reached(small: Settings, monkeypatch: p
     monkeypatch.setattr(serving, "PINNED_PRESET", small.preset)
     found = run(small, Plan(clients=4, seconds=0.5, parts=("full_depth",)))
     json.dumps(found, allow_nan=False)
+    assert measured_keys("serving", found) == {"preset", "clients"}
     assert found["full_depth"]["ours"]["mean_depth"] == found["full_depth"]["segments"] == 3
     reached = {goal["figure"]: goal["reached"] for goal in found["goals"]}
     assert reached["full_depth.ours.error_ratio"], found["full_depth"]["ours"]["errors"]

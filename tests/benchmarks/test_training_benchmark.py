@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.plain import PlainStep
 from benchmarks.training import flop_per_row, make_model, make_trainer, random_sampler, run, with_algorithm
 from core.settings import Settings, load_settings
+from tests.benchmarks.fixed_keys import fixed, measured
 
 TOKENS, ROWS = 5, 16
 CPU = torch.device("cpu")
@@ -52,7 +53,7 @@ def test_the_plain_step_computes_what_the_trainer_does(algorithm: str, widths: d
 
 def test_the_answer_has_the_keys_and_no_nonsense() -> None:
     answer = run(settings("single_head"), tokens=TOKENS, batch=ROWS, algorithm="single_head", runs=1, total_steps=10)
-    assert {"device", "preset", "algorithm", "batch", "tokens", "peak_memory_gb", "commit", "machine"} <= set(answer)
+    assert measured("training", answer) >= set(fixed("training", answer)) - {"peak_memory_gb"}  # of a GPU
     assert answer["rows_per_s"] > 0
     assert answer["eager_rows_per_s"] > 0
     assert 0 < answer["fraction_of_matmul"] < 1.5

@@ -21,6 +21,7 @@ def test_a_drill_keeps_its_times_as_a_service_level_indicator(tmp_path: Path, mo
     kept = [json.loads(line) for line in (tmp_path / rollback_drill.FILE).read_text().splitlines()]
     assert kept == [row]
     assert row["passed"]
+    assert {"detected_ms", "last_challenger_ms", "lost_decisions", "handover"} <= row.keys()
     assert row["trigger"] == "error_rate_exceeded"
     assert row["last_challenger_ms"] <= rollback_drill.LAST_CHALLENGER_LIMIT_MS
 
