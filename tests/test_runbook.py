@@ -12,6 +12,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -19,12 +20,14 @@ import pytest
 from test_documents import DOCS, _commands
 
 import cli
+from backend.metrics import GAUGES
 from core.settings import load_settings
 from flows.drill_models import SCHEMA, publish_policy
 from flows.service_process import ServiceProcess, service_process
 from serving import calls
 from serving.client import ServiceClient
 from serving.question import Account, Question
+from serving.telemetry import Telemetry
 
 # What stands in the runbook -> what is run for it, and the exit code that it ends with here. In this order.
 RUN: dict[str, tuple[str, int]] = {
@@ -133,9 +136,33 @@ def test_what_curl_is_asked_for_answers(desk: ServiceProcess) -> None:
     """The runbook's addresses, on the port that this service has."""
     decided(desk)
     for address in re.findall(r"`curl localhost:8100(/\S*?)(?:`| )", (DOCS / "runbook.md").read_text(encoding="utf-8")):
-        answer = httpx.get(f"{desk.url}{address}", trust_env=False, timeout=20)
+        answer = httpx.get(f"{desk.url}{address}", trust_env=False, timeout=60)
         assert answer.status_code == 200, address
     assert "hrm_inference_duration" in httpx.get(f"{desk.url}/metrics", trust_env=False).text
+
+
+def test_every_setting_and_metric_that_the_runbook_names_is_there() -> None:
+    text = (DOCS / "runbook.md").read_text(encoding="utf-8")
+    overrides = dict(re.findall(r"`(HRM_\w+__\w+)=([^`]+)`", text))
+    changed, usual = load_settings(environ=overrides), load_settings(environ={})
+    assert changed != usual
+    known = set(_places(usual.model_dump(mode="json")))
+    sections = {place.partition(".")[0] for place in known}
+    for name in re.findall(r"`([a-z_]+(?:\.[a-z_]+)+)`", text):
+        if name.partition(".")[0] in sections and not name.endswith((".db", ".json", ".yaml")):
+            assert name in known, f"no such setting: {name}"
+    collectors = Telemetry().registry._names_to_collectors
+    for name in set(re.findall(r"\b(?:hrm|process)_[a-z_]+\b", text)):
+        assert any(found.startswith(name) for found in (*collectors, *GAUGES)), f"no such metric: {name}"
+
+
+def _places(tree: dict[str, Any], before: str = "") -> Iterator[str]:
+    """`section.name` of everything in settings; what is in a section of a section also without the outer one's name."""
+    for name, value in tree.items():
+        yield f"{before}{name}"
+        if isinstance(value, dict):
+            yield from _places(value, f"{before}{name}.")
+            yield from _places(value, f"{name}.")
 
 
 def decided(desk: ServiceProcess) -> str:
