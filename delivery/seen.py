@@ -41,7 +41,10 @@ Buckets = Mapping[int, int]  # k: how many in (10^((k - 1) / 100), 10^(k / 100)]
 
 @dataclass(frozen=True)
 class Seen:
-    """Of one candidate in one role, by one worker or by all. `rss_gb` is 0 where nobody lives to say."""
+    """Of one candidate in one role, by one worker or by all.
+
+    `rss_gb`: the larger of resident set and growth on devices; 0 where nobody lives to say.
+    """
 
     runs: int = 0
     failed: int = 0

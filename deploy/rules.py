@@ -128,14 +128,16 @@ def _levels(settings: Settings) -> list[dict[str, Any]]:
         ),
         *(
             told(
-                alert(
-                    f"HrmMemory{severity.title()}", f"process_resident_memory_bytes > {limit * 1e9:.0f}", severity, "1m"
-                ),
+                alert(f"HrmMemory{name}", f"process_resident_memory_bytes > {limit * 1e9:.0f}", severity, "1m"),
                 f"A worker uses more than {limit:g} GB",
                 "Worker {{ $labels.pid }} of {{ $labels.instance }} uses {{ $value | humanize }}B.",
                 MEMORY,
             )
-            for severity, limit in (("critical", triggers.memory_gb), ("warning", alerts.memory_warning_gb))
+            for name, severity, limit in (
+                ("Critical", "critical", triggers.memory_gb),
+                ("Mitigation", "warning", alerts.memory_mitigation_gb),
+                ("Warning", "warning", alerts.memory_warning_gb),
+            )
         ),
         *(
             told(

@@ -180,6 +180,12 @@ class Batcher:
             self._known[key] = run.decisions
         return run
 
+    def forget(self) -> int:
+        """Decisions that are known already are worked out again from now on; how many they were. On the event loop."""
+        known = len(self._known)
+        self._known.clear()
+        return known
+
     async def close(self, *, drain: bool = True) -> None:
         """Answer what is here (or, without `drain`, refuse it) and end the threads; one that hangs is left behind."""
         self._closed = True

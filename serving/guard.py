@@ -2,7 +2,7 @@
 
     error_rate_exceeded      failed runs / runs have come to error_ratio (delivery/sequential.py, `Excess`)
     latency_violation        p95 of the model's own time above latency_ms: as many as 5 % of the runs are slower
-    memory_overflow          resident set above memory_gb: a level, not a statistic, so one sample is enough
+    memory_overflow          resident set, or growth on a device, above memory_gb: a level, so one sample is enough
     performance_degradation  paired outcomes, anytime-valid (delivery/sequential.py)
 
 and the plan's two limits of money, of the candidate's own ledger (delivery/losses.py):
@@ -139,8 +139,14 @@ class Guard:
         self._triggers = triggers
         self._clock = clock
         self.rss_gb = 0.0
+        self.device_gb = 0.0  # more than when models were last loaded or unloaded (serving/memory.py)
         self.ledger = Ledger()
         self.reset()
+
+    @property
+    def memory_gb(self) -> float:
+        """What is judged: whichever is larger."""
+        return max(self.rss_gb, self.device_gb)
 
     def reset(self) -> None:
         """Forget everything about the models: another one is being judged."""
@@ -165,13 +171,13 @@ class Guard:
         window = self.windows[role]
         window.prune(self._clock())
         latencies = buckets(window.latencies_ms())
-        return Seen(window.total, window.total_failed, window.total_slow, latencies, self.rss_gb)
+        return Seen(window.total, window.total_failed, window.total_slow, latencies, self.memory_gb)
 
     def verdict(self, role: Role) -> Trigger | None:
         """The trigger that condemns the candidate, which runs in `role`, or None. No data condemns nobody."""
         if self.ledger.breach is not None:
             return Trigger(self.ledger.breach.kind)
-        if self.rss_gb > self._triggers.memory_gb:
+        if self.memory_gb > self._triggers.memory_gb:
             return Trigger.MEMORY
         if self._slowing[role].fired:
             return Trigger.LATENCY
@@ -189,8 +195,8 @@ class Guard:
         return {
             "error_ratio": enough and window.failed > limits.error_ratio * len(window),
             "latency": enough and window.slower_ratio(limits.latency_ms) > SLOW_RATIO,
-            "memory_warning": self.rss_gb > limits.memory_warning_gb,
-            "memory_mitigation": self.rss_gb > limits.memory_mitigation_gb,
+            "memory_warning": self.memory_gb > limits.memory_warning_gb,
+            "memory_mitigation": self.memory_gb > limits.memory_mitigation_gb,
             "performance_drop": self.performance.relative_drop() > limits.performance_drop,
         }
 
@@ -208,5 +214,6 @@ class Guard:
                 "difference_upper_bps": difference.bound if math.isfinite(difference.bound) else None,
             },
             "losses": self.ledger.statistics(),
-            "rss_gb": self.rss_gb,
+            "rss_gb": self.memory_gb,  # by this name in plans and gates
+            "device_gb": self.device_gb,
         }

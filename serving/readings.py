@@ -86,7 +86,7 @@ class Readings:
                 code="provider_failed",
                 retryable=True,
             ) from error
-        return _with_own(reading, self._guard.rss_gb) if name == "rss_gb" else reading
+        return _with_own(reading, self._guard.memory_gb) if name == "rss_gb" else reading
 
 
 def readings(service: Service, seen: SeenStore) -> Readings:

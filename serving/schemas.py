@@ -239,8 +239,9 @@ class Status(Message):
 
 
 class HealthCheck(Message):
-    status: Literal["healthy", "unhealthy"]
-    details: dict[str, Any]
+    status: Literal["healthy", "unhealthy", "error"]
+    details: dict[str, Any] = Field(default_factory=dict, description="what was found; nothing where the check broke")
+    error: str | None = Field(default=None, description="why the check broke, where its status is error")
 
 
 class HealthResponse(BaseModel):

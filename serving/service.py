@@ -48,6 +48,7 @@ from serving.live import (
     require_started,
     require_unchanged,
 )
+from serving.memory import measure_memory, watch_device
 from serving.outbox import Outbox, PrefectApi
 from serving.outcomes import Outcomes
 from serving.readings import readings, tell
@@ -55,7 +56,7 @@ from serving.records import Records, Turns
 from serving.refusals import Refusals
 from serving.steering import Steering
 from serving.telemetry import Telemetry
-from serving.watch import measure_memory, tidy, watch
+from serving.watch import tidy, watch
 
 log = structlog.get_logger()
 
@@ -127,6 +128,7 @@ class Service:
         self.spawn(self.follower.run())
         self.telemetry.stands_on(self.ladder.rung)
         self.spawn(watch(self))
+        self.spawn(watch_device(self))
         self.spawn(tidy(self))
         self.spawn(tell(self, seen))
         if self.outbox is not None:

@@ -141,6 +141,7 @@ class Telemetry:
         self.looks = counter("hrm_controller_looks_total", "Looks of the controller at a rollout that went through")
         self.alert = gauge("hrm_alert_active", "1 while a warning level is passed", ("alert",), of_workers="livemax")
         self.resident = gauge("process_resident_memory_bytes", "Resident set", of_workers="liveall")
+        self.device = gauge("process_device_memory_bytes", "Held on GPUs, as the driver says", of_workers="liveall")
         self.outbox_pending = gauge(
             "hrm_outbox_pending", "Rollbacks that Prefect has not been told of", of_workers="livemax"
         )

@@ -9,11 +9,10 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-import psutil
-
 from core import log as log_lines
 from delivery.routing import Role
 from serving.ladder import Rung
+from serving.memory import Relief, measure_memory
 
 if TYPE_CHECKING:
     from serving.service import Service
@@ -24,8 +23,10 @@ TIDY_S = 1.0  # of decisions that a loss of power may cost their records
 
 async def watch(service: Service) -> None:
     """Until cancelled."""
+    relief = Relief(service)
     while True:
         measure_memory(service)
+        relief.look()
         service.telemetry.alerts(alerts(service))
         service.telemetry.watched(service.live.models, log_lines.dropped_lines())
         service.telemetry.state_age.set(service.follower.age_s)
@@ -42,12 +43,6 @@ async def tidy(service: Service) -> None:
     while True:
         await asyncio.to_thread(service.records.tidy)
         await asyncio.sleep(TIDY_S)
-
-
-def measure_memory(service: Service) -> None:
-    resident = psutil.Process().memory_info().rss
-    service.guard.rss_gb = resident / 1e9
-    service.telemetry.resident.set(resident)
 
 
 def alerts(service: Service) -> dict[str, bool]:
