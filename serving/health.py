@@ -81,7 +81,7 @@ async def check_inference_performance(service: Service) -> Check:
 
 
 async def check_memory_usage(service: Service) -> Check:
-    """The larger of resident set and device memory against NFR1.3."""
+    """The larger of resident set and growth on devices (serving/memory.py) against NFR1.3."""
     limit_gb, guard = service.settings.performance.memory_limit_gb, service.guard
     details: dict[str, object] = {"rss_gb": guard.rss_gb, "device_gb": guard.device_gb, "limit_gb": limit_gb}
     return Check(0 < guard.memory_gb < limit_gb, details)

@@ -64,7 +64,8 @@ async def watch_device(service: Service, read: Callable[[], int] = own_device_by
         models = service.live.models
         on_device = frozenset(name for name, each in models.items() if each.engine.provider in GPU_PROVIDERS)
         held = await asyncio.to_thread(read) if on_device else 0
-        if on_device != known:
+        # A driver that says nothing for once says 0; what a model has left behind when it is unloaded goes later.
+        if on_device != known or not before or 0 < held < before:
             known, before = on_device, held
         service.guard.device_gb = max(0, held - before) / 1e9
         service.telemetry.device.set(held)

@@ -125,6 +125,27 @@ def test_a_leak_on_the_device_is_seen_everywhere_and_takes_the_challenger(
     serve(settings, story)
 
 
+def test_a_driver_that_says_nothing_for_once_makes_no_leak_and_hides_none(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left, seen = [0, 9, 9, 10, 0, 10, 8, 9], list[float]()  # GB
+    monkeypatch.setattr(memory, "DEVICE_S", 0.0)
+    monkeypatch.setattr(service, "watch_device", lambda _: asyncio.sleep(0))
+
+    async def story(service: Service) -> None:
+        def read() -> int:
+            seen.append(service.guard.device_gb)  # what came of the reading before
+            return int((left.pop(0) if len(left) > 1 else left[0]) * 1e9)
+
+        service.live.models["ppo/v1"].engine.provider = CUDA
+        looking = asyncio.create_task(watch_device(service, read))
+        await until(lambda: len(seen) > 8, NET_S)
+        looking.cancel()
+        assert seen[1:9] == [0, 0, 0, 1, 0, 1, 0, 1]
+
+    serve(settings, story)
+
+
 def test_no_driver_is_asked_for_a_model_on_the_cpu(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     monkeypatch.setattr(service, "watch_device", lambda _: asyncio.sleep(0))
