@@ -54,7 +54,7 @@ def follow_in_registry(version: int) -> None:
     try:
         with _deployments(REGISTRY) as (client, found):
             for one in found:
-                client.create_flow_run_from_deployment(one.id, idempotency_key=f"rollback-{version}")
+                client.create_flow_run_from_deployment(one.id, idempotency_key=f"rollback-{one.id}-{version}")
         problem = "" if found else "it is not deployed"
     except Exception as error:  # as above
         problem = f"{type(error).__name__}: {error}"

@@ -16,7 +16,7 @@ import uvicorn
 
 from core.delivery_settings import DeliverySettings, Notifications
 
-LIMIT_S = 60.0
+LIMIT_S = 30.0  # the longest that a plan allows
 
 
 @dataclass(frozen=True)

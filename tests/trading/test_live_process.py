@@ -187,7 +187,7 @@ def test_on_paper_fills_are_simulated_and_the_session_ends_flat_by_itself(
         live.trading()
         for bar in range(4):
             step(world, bar)
-        assert world.units("NIFTY") != 0
+        eventually(lambda: world.units("NIFTY") != 0, "filled")
         for bar in (69, 70, 71, 72):  # the feed was silent in between; 70 squares off
             world.step(bar)
         eventually(lambda: not world.units("NIFTY"), "squared off")
